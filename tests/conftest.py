@@ -1,0 +1,25 @@
+"""Shared by all tests: the seed in the header, and where the shared data is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_report_header() -> str:
+    return f"seed {seed()} (set XDEPLOY_TEST_SEED to change); shared data {'present' if SHARED.is_dir() else 'absent'}"
+
+
+def seed() -> int:
+    return int(os.environ.get("XDEPLOY_TEST_SEED", "0"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the shared data and models are not beside the project")
+    return SHARED

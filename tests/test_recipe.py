@@ -1,0 +1,52 @@
+"""Recipes: unknown keys refused by line, types and ranges checked, every flag is a key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from xdeploy.errors import UsageError
+from xdeploy.recipe import Recipe, load_recipe
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_and_values(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        write(tmp_path, 'seed = 3\n[plan]\nflash = 65536\nformats = ["int8", "int4"]\nfixed = {conv1 = "int8"}\n')
+    )
+    assert (recipe.seed, recipe.plan.flash, recipe.plan.formats) == (3, 65536, ("int8", "int4"))
+    assert recipe.plan.fixed == {"conv1": "int8"}
+    assert recipe.relevance == Recipe().relevance
+    assert load_recipe(None) == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[plan]\nflahs = 3\n", ("r.toml:2", "flahs", "did you mean 'flash'")),
+        ("sede = 3\n", ("r.toml:1", "'sede'", "seed")),
+        ("[plan]\nflash = 'x'\n", ("plan.flash", "int", "'x'")),
+        ("[plan]\nformats = ['int7']\n", ("int7", "int8")),
+        ("[recover]\nepochs = -1\n", ("recover.epochs", "0..")),
+        ("[plan\n", ("r.toml", "line 1")),
+        ("[relevance]\ncomposite = 'epsilonn'\n", ("epsilonn", "epsilon-plus-flat")),
+        ("[data]\nvalidation = true\n", ("data.validation", "float")),
+    ],
+)
+def test_errors_teach(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_every_flag_is_a_recipe_key() -> None:
+    from xdeploy.cli import _FLAGS
+
+    flat = {"seed"} | {f"{s}.{o}" for s, v in Recipe().to_dict().items() if isinstance(v, dict) for o in v}
+    assert {key for key, _, _ in _FLAGS.values()} <= flat

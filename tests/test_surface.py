@@ -1,0 +1,26 @@
+"""What importing and asking for help may cost, and what the public surface is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "tvm", "onnx", "onnxruntime", "scipy", "sklearn", "unicorn")
+
+
+@pytest.mark.parametrize(
+    "code", ["import xdeploy", "from xdeploy.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"]
+)
+def test_no_heavy_library_is_loaded(code: str) -> None:
+    code += f"\nimport sys; print('loaded:', [m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("loaded: []")
+
+
+def test_public_names() -> None:
+    import xdeploy
+
+    assert set(xdeploy.__all__) == {"__version__", "build"}
+    assert callable(xdeploy.build)

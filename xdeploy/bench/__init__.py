@@ -1,0 +1,1 @@
+"""Runners: one file per way of running an artifact, all giving one `Measurement`."""

@@ -1,0 +1,1 @@
+"""Compression: a plan becomes final integer codes (`apply.compress`); fake-quantised execution in `fakequant`."""

@@ -1,0 +1,178 @@
+"""`compress`: the plan is applied to the network, and what leaves here is final integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from xdeploy.compress.calibrate import calibrate
+from xdeploy.compress.check import check_plan
+from xdeploy.compress.fakequant import FakeQuantModule, accuracy
+from xdeploy.compress.integer import quantise_layer
+from xdeploy.compress.model import CompressedModel, QuantisedWeight
+from xdeploy.compress.prune import kept_channels, prune_network, prune_relevance
+from xdeploy.errors import UsageError
+from xdeploy.formats import Float64, QParams
+from xdeploy.handover import CompressionPlan, IoSpec, RelevanceMap
+from xdeploy.model.network import Network
+from xdeploy.model.torchmodule import NetworkModule
+from xdeploy.quantise import importance
+from xdeploy.recipe import CompressOptions, RecoverOptions
+
+Inputs = Callable[[], Iterable[Tensor]]  # fresh batches (N, *input shape) at every call
+Train = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # the batches of epoch 0, 1, ..., shuffled and augmented
+Labelled = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # fresh batches of inputs and class numbers (N,)
+Progress = Callable[[str, int, int], None]  # what, done, total (0: unknown)
+
+
+def compress(
+    network: Network,
+    plan: CompressionPlan,
+    relevance: RelevanceMap | None,
+    io: IoSpec,
+    calibration: Inputs,
+    train: Train | None,
+    validation: Labelled | None,
+    options: CompressOptions,
+    recover: RecoverOptions,
+    seed: int,
+    rescore: Callable[[Network], RelevanceMap] | None = None,
+    progress: Progress | None = None,
+    measure_steps: bool = True,
+) -> CompressedModel:
+    """Apply a plan: prune, calibrate, quantise, and fine-tune if asked.
+
+    Args:
+        network: the float network, BatchNorm folded; not changed.
+        plan: one line per weighted layer.
+        relevance: scores of `network`; their sensitivity weighs the weights' errors. None: all weigh the same.
+        io: input and output of the model; its codes are filled in.
+        calibration: gives batches of inputs that set the activation ranges.
+        train: epoch number -> labelled batches to fine-tune with; only needed for recover.epochs > 0.
+        validation: gives labelled batches to measure and select with; None: accuracies are not measured.
+        options: how codes are found.
+        recover: how to fine-tune.
+        seed: of everything random in fine-tuning.
+        rescore: scores a network anew; used after channels were removed. None: the old scores of what is left.
+        progress: told (what, done, total) along the way.
+        measure_steps: whether validation accuracy is taken before and after each step.
+
+    Returns:
+        The compressed model: same inputs and same process give the same bytes.
+
+    Raises:
+        PlanError: the plan does not fit the network. UsageError: data are missing. UnsupportedError: a layer does not
+        fit into int32.
+    """
+    check_plan(network, plan)
+    if recover.epochs > 0 and train is None:
+        raise UsageError("recover.epochs > 0 needs training data", hint="set recover.epochs = 0 or give --data")
+    log = StepLog(validation if measure_steps else None, progress)
+    log.start(NetworkModule(network).eval())
+    pruned = prune_network(network, plan)
+    if kept_channels(plan):
+        log.step("prune", NetworkModule(pruned).eval())
+        if relevance is not None:
+            relevance = rescore(pruned) if rescore is not None else prune_relevance(network, relevance, plan)
+    model = quantise(pruned, plan, relevance, io, calibration, options, progress)
+    log.step("quantise", FakeQuantModule(model))
+    if recover.epochs > 0 and train is not None:
+        from xdeploy.compress.recover import fine_tune
+
+        weights = layer_importance(pruned, relevance, options)
+        model = fine_tune(model, weights, train, validation, recover, seed, progress)
+        log.step("recover", FakeQuantModule(model))
+    return replace(model, steps=tuple(log.steps))
+
+
+def quantise(
+    network: Network,
+    plan: CompressionPlan,
+    relevance: RelevanceMap | None,
+    io: IoSpec,
+    calibration: Inputs,
+    options: CompressOptions,
+    progress: Progress | None = None,
+) -> CompressedModel:
+    """Calibrate activations and quantise every layer's weights as the plan says; no training, no measuring."""
+    tell = None if progress is None else lambda done, total: progress("calibrate", done, total)
+    activations = calibrate(network, calibration(), options.activation_percentile, tell)
+    weights = quantise_weights(network, plan, activations, layer_importance(network, relevance, options), progress)
+    filled = replace(
+        io, input_q=activations[network.input.name], output_q=activations[network.output.name],
+        input_shape=network.input.shape, output_shape=network.output.shape,
+    )  # fmt: skip
+    return CompressedModel(network, weights, activations, filled, plan, ())
+
+
+def quantise_weights(
+    network: Network,
+    plan: CompressionPlan,
+    activations: Mapping[str, QParams],
+    weighting: Mapping[str, Float64 | None],
+    progress: Progress | None = None,
+) -> dict[str, QuantisedWeight]:
+    """Final integer weights of every weighted layer, in execution order."""
+    layers = network.weighted()
+    result: dict[str, QuantisedWeight] = {}
+    for k, layer in enumerate(layers, 1):
+        name, fused = layer.name, network.fused_activation(layer.name)
+        p = network.params[name]
+        out = activations[name if fused is None else fused.name]
+        fmt = plan[name].weight_format
+        result[name] = quantise_layer(
+            name, p["weight"], p["bias"], fmt, activations[layer.inputs[0]], out, weighting[name]
+        )
+        if progress is not None:
+            progress("quantise", k, len(layers))
+    return result
+
+
+def layer_importance(
+    network: Network, relevance: RelevanceMap | None, options: CompressOptions
+) -> dict[str, Float64 | None]:
+    """How much each weight's error counts, by layer (None: all alike).
+
+    Raises:
+        UsageError: the relevance map belongs to another network.
+    """
+    result: dict[str, Float64 | None] = {}
+    for layer in network.weighted():
+        found = None if relevance is None else relevance.sensitivity.get(layer.name)
+        shape = network.params[layer.name]["weight"].shape
+        if relevance is not None and (found is None or found.shape != shape):
+            raise UsageError(
+                f"{layer.name}: the relevance map has {'no scores' if found is None else f'shape {found.shape}'}, "
+                f"the layer's weight has shape {shape}",
+                hint="score this network again",
+            )
+        result[layer.name] = importance(found, options.codebook_weighting)
+    return result
+
+
+class StepLog:
+    """Validation accuracy before and after each step; empty without validation data."""
+
+    def __init__(self, validation: Labelled | None, progress: Progress | None) -> None:
+        self.validation, self.progress = validation, progress
+        self.steps: list[dict[str, Any]] = []
+        self._last = 0.0
+
+    def _measure(self, module: NetworkModule | FakeQuantModule) -> tuple[float, int]:
+        return accuracy(module, self.validation() if self.validation is not None else ())
+
+    def start(self, module: NetworkModule) -> None:
+        """Measure the network before the first step."""
+        self._last, _ = self._measure(module)
+
+    def step(self, name: str, module: NetworkModule | FakeQuantModule) -> None:
+        """Measure after a step and record it."""
+        if self.progress is not None:
+            self.progress(name, 1, 1)
+        after, n = self._measure(module)
+        if n:
+            self.steps.append({"step": name, "accuracy_before": self._last, "accuracy_after": after, "n": n})
+        self._last = after

@@ -1,0 +1,358 @@
+"""The plain-data objects that cross the borders between stages, and how they are saved.
+
+Each is frozen, carries `schema` in its file and loads from that file alone. No torch, tvm or onnx here.
+Files are written beside their final name and renamed, so that a reader never sees half a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdeploy.errors import UsageError
+from xdeploy.formats import Int8, QParams
+
+How = Literal["measured", "emulated", "modelled"]
+Float32 = NDArray[np.float32]
+
+
+# ---------------------------------------------------------------------------------------------- files
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder; on success it is synced and renamed to `path`, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON document atomically, keys in the order given, NaN refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, schema: str) -> dict[str, Any]:
+    """Read a JSON document and check its `schema`.
+
+    Raises:
+        UsageError: missing file, no JSON, another schema.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist", hint="run the stage before it first") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(value, dict) or value.get("schema") != schema:
+        given = value.get("schema") if isinstance(value, dict) else None
+        raise UsageError(f"{path}: expected schema {schema!r}, got {given!r}")
+    return value
+
+
+def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays atomically, without pickles and with fixed time stamps."""
+    import zipfile
+
+    with replacing(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(arrays):
+            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+
+
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """Read an npz of plain arrays; pickled objects are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{path} is not a readable npz of plain arrays: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def quantity(value: float | int | None, unit: str, how: How, **extra: Any) -> dict[str, Any]:
+    """A number of a report: value, unit and how it was obtained (`low`, `high`, `note`, `n` as extras)."""
+    return {"value": value, "unit": unit, "how": how, **extra}
+
+
+# --------------------------------------------------------------------------------------------- objects
+@dataclass(frozen=True, slots=True)
+class IoSpec:
+    """Input and output of the model as the user sees them, and their int8 codes on the device.
+
+    `input_shape` is the model's own, without batch: (C, H, W) or (F,). On the device images are NHWC.
+    mean/std per channel say how pixels in 0..1 become model inputs (empty: inputs are used as they are).
+    An ONNX file of a channels-last converter has input_layout "HWC": its shape is (H, W, C) already.
+    """
+
+    input_name: str
+    input_shape: tuple[int, ...]
+    output_name: str
+    output_shape: tuple[int, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
+    input_q: QParams | None = None
+    output_q: QParams | None = None
+    input_layout: str = "CHW"
+
+    def to_codes(self, inputs: NDArray[Any]) -> Int8:
+        """Model inputs (N, *input_shape) float, or int8 codes, to device codes (N, H, W, C) or (N, F).
+
+        int8 arrays are taken as codes: in device layout if their shape fits it, else in the model's layout.
+        """
+        codes = inputs if inputs.dtype == np.int8 else self._quantise_input(inputs)
+        same = inputs.dtype == np.int8 or len(self.input_shape) != 3 or self.input_layout != "CHW"
+        if codes.shape[1:] == self.device_input_shape and same:
+            return np.ascontiguousarray(codes)
+        if codes.shape[1:] != self.input_shape:
+            raise UsageError(
+                f"inputs have shape {tuple(inputs.shape)}; expected (N, {', '.join(map(str, self.input_shape))})"
+            )
+        return np.ascontiguousarray(np.moveaxis(codes, 1, -1) if len(self.input_shape) == 3 else codes)
+
+    def _quantise_input(self, inputs: NDArray[Any]) -> Int8:
+        if self.input_q is None:
+            raise ValueError("the model is not quantised yet")
+        return self.input_q.quantise(inputs)
+
+    @property
+    def device_input_shape(self) -> tuple[int, ...]:
+        """(H, W, C) of an image input, (F,) otherwise."""
+        shape = self.input_shape
+        return (shape[1], shape[2], shape[0]) if len(shape) == 3 and self.input_layout == "CHW" else shape
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> IoSpec:
+        """Invert `to_dict`."""
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        for key in ("input_q", "output_q"):
+            fields[key] = QParams(**value[key]) if value.get(key) else None
+        return IoSpec(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenIo:
+    """A few real inputs with the output codes every implementation must give (the reference run's)."""
+
+    inputs: Float32  # (N, *input_shape), as the model expects them
+    input_codes: Int8  # device layout
+    output_codes: Int8  # device layout
+
+    def save(self, path: Path) -> None:
+        """Write as npz."""
+        write_npz(path, {"inputs": self.inputs, "input_codes": self.input_codes, "output_codes": self.output_codes})
+
+    @staticmethod
+    def load(path: Path) -> GoldenIo:
+        """Read from npz."""
+        a = read_npz(path)
+        return GoldenIo(a["inputs"], a["input_codes"], a["output_codes"])
+
+
+@dataclass(frozen=True, slots=True)
+class RelevanceMap:
+    """Scores of one method. weight[l] has the weight's shape, channel[l] one score per output channel, all >= 0.
+
+    `sensitivity[l]` (weight's shape, >= 0) is mean((r/w)^2) over samples: what a change of the weight would matter,
+    free of the factor |w| (used to weigh codebook errors and bits).
+    """
+
+    method: str
+    parameters: Mapping[str, Any]
+    data_fingerprint: str
+    samples: int
+    weight: Mapping[str, Float32]
+    channel: Mapping[str, Float32]
+    sensitivity: Mapping[str, Float32]
+    conservation_residual: float  # |sum R_in + bias share - sum R_out| / |sum R_out|, measured
+
+    def share(self) -> dict[str, float]:
+        """Each layer's share of the total channel relevance; sums to 1."""
+        sums = {name: float(np.abs(score).sum()) for name, score in self.channel.items()}
+        total = sum(sums.values()) or 1.0
+        return {name: value / total for name, value in sums.items()}
+
+    def save(self, path: Path) -> None:
+        """Write relevance.npz (arrays `weight/<layer>` and so on, and a JSON header)."""
+        head = {
+            "schema": "xdeploy.relevance/1", "method": self.method, "parameters": dict(self.parameters),
+            "data_fingerprint": self.data_fingerprint, "samples": self.samples,
+            "conservation_residual": self.conservation_residual, "layers": list(self.channel),
+        }  # fmt: skip
+        arrays: dict[str, NDArray[Any]] = {"header": np.frombuffer(json.dumps(head).encode(), np.uint8)}
+        for i, name in enumerate(self.channel):
+            arrays[f"weight_{i}"] = self.weight[name]
+            arrays[f"channel_{i}"] = self.channel[name]
+            arrays[f"sensitivity_{i}"] = self.sensitivity[name]
+        write_npz(path, arrays)
+
+    @staticmethod
+    def load(path: Path) -> RelevanceMap:
+        """Read relevance.npz."""
+        a = read_npz(path)
+        head = json.loads(bytes(a["header"].tobytes()))
+        if head.pop("schema") != "xdeploy.relevance/1":
+            raise UsageError(f"{path}: not an xdeploy relevance file")
+        names = head.pop("layers")
+        parts = {k: {n: a[f"{k}_{i}"] for i, n in enumerate(names)} for k in ("weight", "channel", "sensitivity")}
+        return RelevanceMap(**head, **parts)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLine:
+    """What happens to one weighted layer, and why. `keep`: output channels kept, None = all."""
+
+    origin: str
+    weight_format: str
+    activation_format: str = "int8"
+    keep: tuple[int, ...] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionPlan:
+    """Every compression decision, as data that can be printed, edited and run again."""
+
+    layers: tuple[PlanLine, ...]
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    predicted: Mapping[str, Any] = field(default_factory=dict)  # weight_bytes, flash, ram, macs as quantities
+
+    def __getitem__(self, origin: str) -> PlanLine:
+        return next(x for x in self.layers if x.origin == origin)
+
+    def save(self, path: Path) -> None:
+        """Write plan.json."""
+        rows = [{**asdict(x), "keep": None if x.keep is None else list(x.keep)} for x in self.layers]
+        write_json(
+            path,
+            {
+                "schema": "xdeploy.plan/1",
+                "budget": dict(self.budget),
+                "predicted": dict(self.predicted),
+                "layers": rows,
+            },
+        )
+
+    @staticmethod
+    def load(path: Path) -> CompressionPlan:
+        """Read plan.json; every line is checked.
+
+        Raises:
+            UsageError: unreadable, unknown keys or weight formats.
+        """
+        from xdeploy.formats import weight_format
+
+        value = read_json(path, "xdeploy.plan/1")
+        lines = []
+        for i, row in enumerate(value.get("layers", [])):
+            try:
+                row = {**row, "keep": None if row.get("keep") is None else tuple(int(k) for k in row["keep"])}
+                line = PlanLine(**row)
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"{path}: layer line {i}: {error}") from None
+            weight_format(line.weight_format)
+            lines.append(line)
+        return CompressionPlan(tuple(lines), value.get("budget", {}), value.get("predicted", {}))
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedModel:
+    """The ONNX file, what goes in and out of it, and a few real inputs to hold every later stage to."""
+
+    path: Path
+    sha256: str
+    io: IoSpec
+    inputs: Float32  # (N, *input_shape): the golden inputs
+    onnx_codes: Int8  # (N, *output_shape): what ONNX Runtime answers, as codes
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A built target folder; `manifest` is the content of its manifest.json."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def target(self) -> str:
+        """Name of the target it was built for."""
+        return str(self.manifest["target"])
+
+    @staticmethod
+    def load(folder: Path) -> Artifact:
+        """Read OUT/<target>."""
+        return Artifact(folder, read_json(folder / "manifest.json", "xdeploy.manifest/1"))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCount:
+    """Executed instructions of one kernel call, by node name."""
+
+    node: str
+    kernel: str
+    instructions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one runner told about one artifact. `quantities` maps flash, ram, stack, ... to quantity dicts."""
+
+    target: str
+    runner: str
+    verdict: Literal["bit-exact", "differs", "not run"]
+    reason: str | None
+    quantities: Mapping[str, Any]
+    layers: tuple[LayerCount, ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write bench.json."""
+        value = {k: getattr(self, k) for k in ("target", "runner", "verdict", "reason")}
+        layers = [asdict(x) for x in self.layers]
+        extra = {"quantities": dict(self.quantities), "layers": layers, "environment": dict(self.environment)}
+        write_json(path, {"schema": "xdeploy.bench/1", **value, **extra})
+
+    @staticmethod
+    def load(path: Path) -> Measurement:
+        """Read bench.json."""
+        value = read_json(path, "xdeploy.bench/1")
+        del value["schema"]
+        value["layers"] = tuple(LayerCount(**x) for x in value["layers"])
+        return Measurement(**value)

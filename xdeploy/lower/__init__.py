@@ -1,0 +1,1 @@
+"""Lowering: a QDQ ONNX graph to the integer graph of `lir`."""

@@ -1,0 +1,171 @@
+"""What the CLI, the Python API, the tests and the benchmarks call; there is no second path.
+
+`run` is the nine arrows in a row over one run folder; a stage is skipped when nothing that goes into it has changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xdeploy.errors import UsageError
+from xdeploy.handover import Artifact, CompressionPlan, GoldenIo, IoSpec, Measurement, replacing, write_text
+from xdeploy.recipe import DataOptions, Recipe
+from xdeploy.request import Progress, Request, Silent
+from xdeploy.stages import Stages
+from xdeploy.store import Store
+from xdeploy.target import load_target, resolve_targets
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run left in its folder."""
+
+    folder: Path
+    until: str
+    artifacts: dict[str, Artifact]
+    report: dict[str, Any] | None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The document of `--json`: the report, or where the unfinished run lies."""
+        if self.report is not None:
+            return self.report
+        return {"folder": str(self.folder), "finished": self.until, "targets": list(self.artifacts)}
+
+
+def run(request: Request, until: str = "report", progress: Progress | None = None) -> RunResult:
+    """Run the stages up to `until` (a name in STAGES).
+
+    Raises:
+        XdeployError: any of its branches; finished stages stay in the folder and are used by the next run.
+    """
+    targets = resolve_targets(list(request.targets))  # bad names fail before anything is written
+    if request.plan is not None:
+        CompressionPlan.load(request.plan)
+    _check_paths(request)
+    store = Store(request.output)
+    try:
+        stages = Stages(request, targets, store, progress or Silent())
+        stages.run(until)
+        report = write_report(request.output) if until == "report" else None
+        return RunResult(request.output, until, stages.artifacts, report)
+    finally:
+        store.discard_if_empty()
+
+
+def _check_paths(request: Request) -> None:
+    file = request.model if isinstance(request.model, str) and request.model.endswith((".onnx", ".pt2")) else None
+    for path in (file, request.weights, request.data, request.test_data):
+        if path is not None and not Path(path).exists():
+            raise UsageError(f"{path} does not exist")
+    if request.model is not None and not file and request.data is None:
+        raise UsageError(
+            "a model needs --data to be scored and quantised", hint="a folder or zip of class folders, or an .npz"
+        )
+
+
+def build(
+    model: Any = None,
+    *,
+    data: str | Path | None = None,
+    target: str = "cortex-m4",
+    weights: str | Path | None = None,
+    test_data: str | Path | None = None,
+    recipe: Recipe | None = None,
+    output: str | Path = "out",
+    progress: Progress | None = None,
+) -> Artifact:
+    """Build one target from a torch module, `package.module:factory`, quantised `.onnx`, or None (the demo).
+
+    Raises:
+        XdeployError: see `xdeploy.errors`.
+    """
+
+    def path(p: str | Path | None) -> Path | None:
+        return None if p is None else Path(p)
+
+    request = Request(model, path(weights), path(data), path(test_data), recipe or Recipe(), (target,), Path(output))
+    result = run(request, progress=progress)
+    return next(iter(result.artifacts.values()))
+
+
+def write_report(folder: Path) -> dict[str, Any]:
+    """Make report.json, report.md and report.html from what the run folder holds."""
+    from xdeploy.report import html, json, markdown
+
+    report = json.collect(folder)
+    for name, text in (("json", json.render(report)), ("md", markdown.render(report)), ("html", html.render(report))):
+        write_text(folder / f"report.{name}", text)
+    return report
+
+
+def bench_artifact(folder: Path, via: str | None, progress: Progress | None = None) -> Measurement:
+    """Measure a built artifact again and update its bench.json."""
+    from xdeploy.bench import bench
+
+    artifact = Artifact.load(folder)
+    golden = GoldenIo.load(folder / "golden.npz")
+    measurement = bench(artifact, golden, load_target(artifact.target), via=via, progress=progress or Silent())
+    if via is None:
+        measurement.save(folder / "bench.json")
+    return measurement
+
+
+def describe(measurement: Measurement) -> dict[str, Any]:
+    """A measurement as a JSON document."""
+    keys = ("target", "runner", "verdict", "reason", "quantities", "environment")
+    return {key: getattr(measurement, key) for key in keys}
+
+
+def run_inputs(
+    folder: Path, via: str | None, inputs: Path, output: Path, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run an .npy of inputs through an artifact; writes int8 output codes (N, ...)."""
+    from xdeploy.bench import run_codes
+
+    artifact = Artifact.load(folder)
+    io = IoSpec.from_dict(artifact.manifest["io"])
+    try:
+        array = np.load(inputs, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"inputs {inputs}: {error}") from None
+    if array.dtype != np.int8 and array.dtype.kind not in "f":
+        raise UsageError(f"inputs {inputs} hold {array.dtype}; expected float as the model takes it, or int8 codes")
+    codes = io.to_codes(array)
+    result = run_codes(artifact, via, codes, progress or Silent())
+    with replacing(output) as part, part.open("wb") as file:
+        np.save(file, result.outputs)
+    return {
+        "inputs": len(codes),
+        "runner": result.runner,
+        "output": str(output),
+        "shape": list(result.outputs.shape),
+        "instructions": None if result.instructions is None else [int(n) for n in result.instructions],
+    }
+
+
+def check(model: str, weights: Path | None, data: Path | None) -> list[dict[str, Any]]:
+    """Read a model as far as is needed to say that it can be deployed; raises UnsupportedError listing obstacles."""
+    if model.endswith(".onnx"):
+        from xdeploy.export import adopt
+        from xdeploy.lower import lower
+
+        graph = lower(adopt(Path(model), None))
+        return [{"origin": n.name, "kind": n.op, "shape": list(graph.tensors[n.output].shape)} for n in graph.nodes]
+    from xdeploy.model.source import load_network
+
+    network, _ = load_network(model, weights, data, DataOptions())
+    return [{"origin": x.name, "kind": x.kind, "shape": list(x.shape)} for x in network.layers]
+
+
+def support_matrix(target: str | None) -> list[dict[str, str]]:
+    """One row per kernel, straight from the registry."""
+    from xdeploy.kernel import KERNELS
+
+    features = load_target(target).features if target else None
+    rows = [{"kernel": k.name, "op": k.op, "weights": k.weight, "isa": k.isa} for k in KERNELS.values()]
+    return [r for r in rows if features is None or r["isa"] in features]

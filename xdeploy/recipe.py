@@ -1,0 +1,211 @@
+"""The recipe: every option of every stage, as frozen data read from TOML. Each flag of the CLI is one key here."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from xdeploy.errors import UsageError, choose_from
+from xdeploy.formats import FORMATS
+
+
+@dataclass(frozen=True, slots=True)
+class DataOptions:
+    """[data] How samples become model inputs and how they are split."""
+
+    mean: tuple[float, ...] = ()  # per channel, for pixels in 0..1; empty: the model's own, else none
+    std: tuple[float, ...] = ()
+    validation: float = 0.1  # share of the training data held out to select with
+    calibration: int = 512  # training samples that set the activation ranges
+    golden: int = 4  # samples carried along to prove every later stage
+
+
+@dataclass(frozen=True, slots=True)
+class RelevanceOptions:
+    """[relevance] Which method scores the network."""
+
+    method: str = "lrp"  # a name in the registry of relevance methods
+    composite: str = "epsilon"  # of lrp: epsilon | epsilon-plus-flat
+    samples: int = 256  # training samples scored
+    target: str = "label"  # class whose logit is explained: label | predicted
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """[plan] What the plan may choose from and what it must respect."""
+
+    formats: tuple[str, ...] = ("int8", "int4", "int2", "c4s8")
+    flash: int | None = None  # bytes of weights, scales, biases and codebooks
+    ram: int | None = None  # bytes of arena
+    max_drop: float = 1.0  # points of validation accuracy, used when no flash budget is given
+    fixed: Mapping[str, str] = field(default_factory=dict)  # layer -> weight format
+
+
+@dataclass(frozen=True, slots=True)
+class CompressOptions:
+    """[compress] How codes are found."""
+
+    codebook_weighting: float = 0.5  # exponent of the sensitivity that weighs k-means; 0: unweighted
+    activation_percentile: float = 99.99  # of the calibration values; 100: min/max
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverOptions:
+    """[recover] Fine-tuning of the compressed model; 0 epochs: none."""
+
+    epochs: int = 0
+    lr: float = 0.001
+    schedule: str = "cosine"  # cosine | constant
+    batch: int = 128
+    momentum: float = 0.9
+    augment: bool = True  # random crop (pad 4) and flip for images of 16 pixels and more
+
+
+@dataclass(frozen=True, slots=True)
+class PackageOptions:
+    """[package] What the C package looks like."""
+
+    form: str = "tuned"  # tuned: kernels by LLVM for one core; portable: C99 only
+    name: str = ""  # of the model in C; empty: derived from the model
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """[bench] What is run on the artifact."""
+
+    repeats: int = 20  # timed calls of the host library
+    accuracy: bool = True  # the whole test set through the deployed code on the host
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All options of one run."""
+
+    seed: int = 0
+    data: DataOptions = DataOptions()
+    relevance: RelevanceOptions = RelevanceOptions()
+    plan: PlanOptions = PlanOptions()
+    compress: CompressOptions = CompressOptions()
+    recover: RecoverOptions = RecoverOptions()
+    package: PackageOptions = PackageOptions()
+    bench: BenchOptions = BenchOptions()
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def with_options(self, changes: Mapping[str, Any]) -> Recipe:
+        """A copy with dotted keys changed, e.g. {"plan.flash": 65536}."""
+        recipe = self
+        for key, value in changes.items():
+            section, _, option = key.partition(".")
+            if not option:
+                recipe = replace(recipe, **{section: _cast(Recipe, section, value, key)})
+                continue
+            part = getattr(recipe, section)
+            recipe = replace(recipe, **{section: replace(part, **{option: _cast(type(part), option, value, key)})})
+        return recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, all defaults resolved."""
+        return asdict(self)
+
+
+def load_recipe(path: Path | None) -> Recipe:
+    """Read a recipe; unknown keys are refused with their line.
+
+    Raises:
+        UsageError: unreadable file, TOML error, unknown key, wrong type or value.
+    """
+    if path is None:
+        return Recipe()
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(f"recipe {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path}: {error}") from None
+    changes: dict[str, Any] = {}
+    sections = {f.name: f for f in fields(Recipe)}
+    for key, entry in value.items():
+        if key not in sections:
+            raise _unknown(path, text, key, list(sections))
+        if isinstance(entry, dict):
+            allowed = [f.name for f in fields(getattr(Recipe(), key))] if is_dataclass(getattr(Recipe(), key)) else []
+            for option, setting in entry.items():
+                if option not in allowed:
+                    raise _unknown(path, text, option, allowed, key)
+                changes[f"{key}.{option}"] = setting
+        else:
+            changes[key] = entry
+    try:
+        return Recipe().with_options(changes)
+    except UsageError as error:
+        raise UsageError(f"recipe {path}: {error.message}", hint=error.hint) from None
+
+
+def _unknown(path: Path, text: str, key: str, allowed: list[str], section: str = "") -> UsageError:
+    lines = [i for i, line in enumerate(text.splitlines(), 1) if line.strip().lstrip("[").startswith(key)]
+    where = f"{path}:{lines[0]}" if lines else str(path)
+    error = choose_from(f"recipe key in [{section}]" if section else "recipe key", key, allowed)
+    return UsageError(f"{where}: {error.message}", hint=error.hint)
+
+
+def _cast(owner: type, option: str, value: Any, key: str) -> Any:
+    """Check `value` against the annotation of owner.option; lists become tuples, ints become floats."""
+    hints = get_type_hints(owner)
+    if option not in hints:
+        raise choose_from("recipe key", key, list(hints))
+    hint = hints[option]
+    kinds = [k for k in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
+    for kind in kinds:
+        if kind is type(None) and value is None:
+            return None
+        if get_origin(kind) is tuple and isinstance(value, list | tuple):
+            inner = get_args(kind)[0]
+            return tuple(_cast_scalar(inner, v, key) for v in value)
+        if get_origin(kind) is not None and get_origin(kind) is not tuple and isinstance(value, Mapping):
+            return dict(value)
+        if is_dataclass(kind) and isinstance(value, kind):
+            return value
+    return _cast_scalar(next(k for k in kinds if k is not type(None)), value, key)
+
+
+def _cast_scalar(kind: Any, value: Any, key: str) -> Any:
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    name = getattr(kind, "__name__", str(kind))
+    raise UsageError(f"recipe key {key!r} must be {name}, got {value!r}")
+
+
+def _check(recipe: Recipe) -> None:
+    """Ranges of values that types do not tell."""
+    for name in (*recipe.plan.formats, *recipe.plan.fixed.values()):
+        if name not in FORMATS:
+            raise choose_from("weight format in plan", name, FORMATS)
+    _one_of("relevance.composite", recipe.relevance.composite, ("epsilon", "epsilon-plus-flat"))
+    _one_of("relevance.target", recipe.relevance.target, ("label", "predicted"))
+    _one_of("recover.schedule", recipe.recover.schedule, ("cosine", "constant"))
+    _one_of("package.form", recipe.package.form, ("tuned", "portable"))
+    limits = {
+        "data.validation": (recipe.data.validation, 0.0, 0.9), "plan.max_drop": (recipe.plan.max_drop, 0.0, 100.0),
+        "data.calibration": (recipe.data.calibration, 1, 10**9), "data.golden": (recipe.data.golden, 1, 1000),
+        "relevance.samples": (recipe.relevance.samples, 1, 10**9), "recover.epochs": (recipe.recover.epochs, 0, 10**6),
+        "recover.batch": (recipe.recover.batch, 1, 10**6), "bench.repeats": (recipe.bench.repeats, 1, 10**9),
+        "compress.activation_percentile": (recipe.compress.activation_percentile, 50.0, 100.0),
+        "compress.codebook_weighting": (recipe.compress.codebook_weighting, 0.0, 4.0),
+    }  # fmt: skip
+    for key, (value, low, high) in limits.items():
+        if not low <= value <= high:
+            raise UsageError(f"recipe key {key!r} must be in {low}..{high}, got {value}")
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise choose_from(f"value of {key}", value, allowed)

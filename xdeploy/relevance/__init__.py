@@ -1,0 +1,1 @@
+"""Relevance methods: one file per family; each registers functions that score a network."""

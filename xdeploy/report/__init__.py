@@ -1,0 +1,1 @@
+"""Reports from saved objects only; nothing is measured here."""

@@ -1,0 +1,64 @@
+"""report.html: one self-contained file, no network, no script from the model's names (all text is escaped)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from xdeploy.report.tables import Table, all_tables, facts
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --bar: #3b82f6; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; text-align: left; }
+th { position: sticky; top: 0; } .r { text-align: right; } .note { opacity: .75; font-size: .85rem; }
+.bar { display: inline-block; height: .7em; background: var(--bar); vertical-align: baseline; }
+@media print { body { max-width: none; } .scroll { overflow: visible; } td, th { white-space: normal; } }
+"""
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The whole report as one HTML page."""
+    name = escape(report["model"]["name"])
+    parts = [f"<h1>xdeploy report: {name}</h1>", "<ul>", *(f"<li>{escape(x)}</li>" for x in facts(report)), "</ul>"]
+    for table in all_tables(report):
+        if table.rows:
+            parts.append(_table(table))
+        if table.title == "Targets":
+            parts.append(_chart(report))
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>xdeploy: {name}</title>'
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+    )
+
+
+def _table(table: Table) -> str:
+    side = ["r" if a == ">" else "" for a in table.align]
+    head = "".join(f'<th class="{s}">{escape(c)}</th>' for s, c in zip(side, table.columns, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f'<td class="{s}">{escape(c)}</td>' for s, c in zip(side, row, strict=True)) + "</tr>\n"
+        for row in table.rows
+    )
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    return f'<h2>{escape(table.title)}</h2><div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>{note}'
+
+
+def _chart(report: Mapping[str, Any]) -> str:
+    """Relevance share beside the share of the bytes, per weighted layer."""
+    rows = [x for x in report["layers"] if x["weight_format"]]
+    total = sum(x["bytes"] for x in rows) or 1
+    body = "".join(
+        f"<tr><td>{escape(x['origin'])}</td><td>{escape(x['weight_format'])}</td>"
+        f"<td>{_bar(x['relevance_share'] or 0.0)}</td><td>{_bar(x['bytes'] / total)}</td></tr>\n"
+        for x in rows
+    )
+    head = "<tr><th>origin</th><th>weights</th><th>share of relevance</th><th>share of bytes</th></tr>"
+    return f'<h2>Where relevance is, where bytes are</h2><div class="scroll"><table>{head}\n{body}</table></div>'
+
+
+def _bar(share: float) -> str:
+    return f'<span class="bar" style="width:{share * 40:.2f}em"></span> {100 * share:.1f} %'

@@ -1,0 +1,129 @@
+"""report.json: everything a run folder holds, in one document of schema `xdeploy.report/1`.
+
+Reads saved objects only (S32), so that any report can be made again from its folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xdeploy import __version__
+from xdeploy.errors import UsageError
+from xdeploy.handover import Measurement, RelevanceMap, quantity, read_json
+from xdeploy.lir.graph import LoweredGraph, Node
+from xdeploy.lir.ops import has_residual, macs
+
+SCHEMA = "xdeploy.report/1"
+_BENCH_QUANTITIES = ("flash", "ram", "arena", "stack", "instructions", "cycles", "latency", "energy")
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """Make the report document of a run folder; parts that the run does not have are null.
+
+    Raises:
+        UsageError: the folder holds no finished run.
+    """
+    if not (folder / "accuracy.json").exists():
+        raise UsageError(f"{folder} holds no finished run", hint="run `xdeploy build ... -o` on it first")
+    source = read_json(folder / "source.json", "xdeploy.source/1")
+    graph = LoweredGraph.load(folder / "graph.npz")
+    accuracy = read_json(folder / "accuracy.json", "xdeploy.accuracy/1")
+    run = read_json(folder / "run.json", "xdeploy.run/1")
+    scored = "score" in run["stages"]
+    relevance = RelevanceMap.load(folder / "relevance.npz") if scored else None
+    targets = {name: _target(folder / name) for name in run["request"].get("targets", [])}
+    packed = sum(_weight_bytes(node) for node in graph.nodes)
+    return {
+        "schema": SCHEMA,
+        "tool": {"name": "xdeploy", "version": __version__},
+        "model": source["model"],
+        "data": source["data"],
+        "accuracy": {k: accuracy[k] for k in ("float", "fake_quant", "deployed")},
+        "steps": read_json(folder / "compressed.json", "xdeploy.compressed/1")["steps"] if scored else [],
+        "weights": {
+            "packed_bytes": quantity(packed, "byte", "measured", note="codes, codebooks, multipliers and biases"),
+            "coded_bytes": None,
+            "ratio_to_float": quantity(packed / source["model"]["float_bytes"]["value"], "1", "measured"),
+        },
+        "onnx": accuracy["onnx"],
+        "relevance": relevance and _relevance(relevance),
+        "layers": _layers(graph, relevance.share() if relevance else {}, source, targets),
+        "targets": {name: value["summary"] for name, value in targets.items()},
+        "recipe": run["request"].get("recipe", {}),
+        "stages": {name: quantity(row["seconds"], "s", "measured") for name, row in run["stages"].items()},
+    }
+
+
+def _relevance(relevance: RelevanceMap) -> dict[str, Any]:
+    return {
+        "method": relevance.method,
+        "parameters": dict(relevance.parameters),
+        "samples": relevance.samples,
+        "conservation_residual": relevance.conservation_residual,
+    }
+
+
+def _weight_bytes(node: Node) -> int:
+    """Bytes of packed codes, codebook, and per channel a 4-byte multiplier and a 4-byte bias."""
+    if node.format is None:
+        return 0
+    codes = node.consts["codes"]
+    return node.format.packed_bytes(len(codes), codes[0].size) + 8 * len(codes)
+
+
+def _target(folder: Path) -> dict[str, Any]:
+    """The summary of one target and its kernels and instructions by node name."""
+    manifest = read_json(folder / "manifest.json", "xdeploy.manifest/1")
+    program = read_json(folder / "program.json", "xdeploy.program/1")
+    bench = Measurement.load(folder / "bench.json")
+    summary: dict[str, Any] = {
+        "isa": manifest["isa"], "runner": bench.runner, "verdict": bench.verdict, "reason": bench.reason,
+    }  # fmt: skip
+    for key in _BENCH_QUANTITIES:
+        summary[key] = bench.quantities.get(key)
+    summary["flash_parts"] = bench.quantities.get("flash_parts")
+    summary["form"] = manifest["form"]
+    counts = {row.node: row.instructions for row in bench.layers}
+    kernels = {row["name"]: row["kernel"] for row in program["nodes"]}
+    return {"summary": summary, "kernels": kernels, "counts": counts}
+
+
+def _layers(
+    graph: LoweredGraph,
+    share: Mapping[str, float],
+    source: Mapping[str, Any],
+    targets: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    before = {row["name"]: row["shape"][0] for row in source["layers"]}
+    rows = []
+    for node in graph.nodes:
+        channels = len(node.consts["codes"]) if node.format else None
+        row = {
+            "origin": node.name,
+            "op": node.op + ("+add" if has_residual(node) else ""),
+            "shape": list(graph.tensors[node.output].shape),
+            "macs": macs(graph, node),
+            "weight_format": node.format.name if node.format else None,
+            "activation_format": "int8",
+            "channels_before": before.get(node.name, channels) if node.format else None,
+            "channels_after": channels,
+            "relevance_share": share.get(node.name),
+            "bytes": _weight_bytes(node),
+            "targets": {name: _on_target(node.name, t) for name, t in targets.items()},
+        }
+        rows.append(row)
+    return rows
+
+
+def _on_target(node: str, target: Mapping[str, Any]) -> dict[str, Any]:
+    count = target["counts"].get(node)
+    instructions = None if count is None else quantity(count, "instruction", "emulated")
+    return {"kernel": target["kernels"].get(node), "instructions": instructions}
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The document as text, NaN refused."""
+    return json.dumps(report, indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,129 @@
+"""What the readable reports (terminal, Markdown, HTML) show: the report document as titled tables of strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A titled table; `align` is one of `<>` per column."""
+
+    title: str
+    columns: tuple[str, ...]
+    align: str
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def number(quantity: Mapping[str, Any] | None, scale: float = 1.0, digits: int = 0) -> str:
+    """A quantity's value with thousands separators, or a dash."""
+    if not quantity or quantity.get("value") is None:
+        return "-"
+    return f"{quantity['value'] / scale:,.{digits}f}"
+
+
+def labelled(quantity: Mapping[str, Any] | None, scale: float = 1.0, digits: int = 0) -> str:
+    """As `number`, followed by how the number was obtained."""
+    text = number(quantity, scale, digits)
+    return text if text == "-" or quantity is None else f"{text} {quantity['how']}"
+
+
+def headline(report: Mapping[str, Any]) -> Table:
+    """Accuracy and size, before and after."""
+    accuracy, model, weights = report["accuracy"], report["model"], report["weights"]
+    rows = (
+        ("accuracy, %", labelled(accuracy["float"], 1, 2), labelled(accuracy["deployed"], 1, 2)),
+        ("weights, bytes", labelled(model["float_bytes"]), labelled(weights["packed_bytes"])),
+        ("share of float32 weights", "1.000", labelled(weights["ratio_to_float"], 1, 3)),
+        ("MACs", f"{model['macs']:,}", f"{sum(x['macs'] for x in report['layers']):,}"),
+    )
+    n = accuracy["deployed"] or accuracy["fake_quant"]
+    note = f"accuracy on {n['n']:,} samples; deployed = the integer code itself, on the host" if n else ""
+    return Table("Before and after", ("", "float", "deployed"), "<>>", rows, note)
+
+
+_TARGET_COLUMNS = {
+    "flash, B": ("flash", 1.0, 0),
+    "RAM, B": ("ram", 1.0, 0),
+    "stack, B": ("stack", 1.0, 0),
+    "instructions": ("instructions", 1.0, 0),
+    "cycles": ("cycles", 1.0, 0),
+    "latency, us": ("latency", 1e-6, 1),
+    "energy, uJ": ("energy", 1e-6, 1),
+}
+_TARGET_NOTE = (
+    "flash = code + constants + initialised data of the package linked alone; "
+    "RAM = arena + static, without stack and the caller's input and output"
+)
+
+
+def targets(report: Mapping[str, Any]) -> Table:
+    """One row per target."""
+    rows = []
+    for name, t in report["targets"].items():
+        verdict = t["verdict"] + (f" ({t['reason']})" if t["reason"] else "")
+        numbers = (labelled(t[key], scale, digits) for key, scale, digits in _TARGET_COLUMNS.values())
+        rows.append((name, t["isa"], verdict, *numbers))
+    columns = ("target", "ISA", "against the reference", *_TARGET_COLUMNS)
+    return Table("Targets", columns, "<<<" + ">" * len(_TARGET_COLUMNS), tuple(rows), _TARGET_NOTE)
+
+
+def layers(report: Mapping[str, Any]) -> Table:
+    """One row per node of the integer graph."""
+    names = [n for n, t in report["targets"].items() if t["instructions"]]
+    rows = tuple(_layer(x, names) for x in report["layers"])
+    columns = ("origin", "op", "shape", "MACs", "weights", "activations", "channels", "relevance, %", "bytes")
+    titles = tuple(f"insn {n} ({report['targets'][n]['instructions']['how']})" for n in names)
+    return Table("Layers", (*columns, *titles), "<<<>" + "<<>>>" + ">" * len(names), rows)
+
+
+def _layer(x: Mapping[str, Any], names: list[str]) -> tuple[str, ...]:
+    share = "-" if x["relevance_share"] is None else f"{100 * x['relevance_share']:.1f}"
+    kept = "-" if x["channels_after"] is None else f"{x['channels_after']}/{x['channels_before']}"
+    counts = (number(x["targets"][n]["instructions"]) for n in names)
+    shape = "x".join(map(str, x["shape"]))
+    formats = (x["weight_format"] or "-", x["activation_format"])
+    return (x["origin"], x["op"], shape, f"{x['macs']:,}", *formats, kept, share, f"{x['bytes']:,}", *counts)
+
+
+def kernels(report: Mapping[str, Any]) -> Table:
+    """Which kernel runs each node on each target."""
+    names = list(report["targets"])
+    rows = tuple((x["origin"], *(x["targets"][n]["kernel"] or "(no code)" for n in names)) for x in report["layers"])
+    return Table("Kernels", ("origin", *names), "<" * (len(names) + 1), rows)
+
+
+def steps(report: Mapping[str, Any]) -> Table:
+    """Validation accuracy before and after each compression step."""
+    rows = tuple(
+        (s["step"], f"{s['accuracy_before']:.2f}", f"{s['accuracy_after']:.2f}", f"{s['n']:,}") for s in report["steps"]
+    )
+    title = "Compression steps (validation accuracy, %, measured)"
+    return Table(title, ("step", "before", "after", "samples"), "<>>>", rows)
+
+
+def facts(report: Mapping[str, Any]) -> list[str]:
+    """Single lines that belong to no table; what the run did not have is left out."""
+    m, d, r, o = report["model"], report["data"], report["relevance"], report["onnx"]
+    lines = [f"model {m['name']}, {m['parameters']:,} parameters, sha256 {m['sha256'][:16]}"]
+    if d:
+        lines.append(f"data {d['name']} (fingerprint {d['fingerprint'][:16]}): {d['train']:,} train, ")
+        lines[-1] += f"{d['validation']:,} validation, {d['test']:,} test samples; {d['test_from']}"
+    if r:
+        lines.append(f"relevance by {r['method']} on {r['samples']:,} samples, ")
+        lines[-1] += f"conservation residual {r['conservation_residual']:.2e} (measured)"
+    if o:
+        lines.append(f"ONNX Runtime against fake-quant on {o['n']:,} inputs: largest difference ")
+        lines[-1] += f"{o['max_code_difference']} codes, {100 * o['share_equal']:.2f} % of the codes equal, "
+        lines[-1] += f"top-1 agreement {100 * o['top1_agreement']:.2f} % (measured)"
+        lines.append("each integer node fed with ONNX Runtime's own codes: largest difference ")
+        lines[-1] += f"{o['node_max_difference']} code (measured)"
+    return lines
+
+
+def all_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Every table in reading order."""
+    return [headline(report), targets(report), steps(report), layers(report), kernels(report)]

@@ -1,0 +1,97 @@
+"""What the user asked for, how progress is told, and which stages that request leaves unchanged."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from xdeploy import __version__
+from xdeploy.recipe import Recipe
+from xdeploy.store import digest, path_digest
+from xdeploy.target import Target
+
+
+class Progress(Protocol):
+    """What the pipeline tells about its work."""
+
+    def stage(self, name: str, seconds: float | None = None) -> None:
+        """A stage begins (None) or has ended after `seconds` (0: unchanged, skipped)."""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` steps of `what`."""
+
+
+class Silent:
+    """Progress that goes nowhere."""
+
+    def stage(self, name: str, seconds: float | None = None) -> None:
+        """Ignore."""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One run: what the user gave. `model` is a string, a torch module, or None for the demo."""
+
+    model: Any = None
+    weights: Path | None = None
+    data: Path | None = None
+    test_data: Path | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    targets: tuple[str, ...] = ("arm",)
+    output: Path = Path("out")
+    plan: Path | None = None
+
+
+def stage_keys(request: Request, targets: Iterable[Target]) -> dict[str, str]:
+    """Stage -> hash of all that goes into it, the hashes of the stages before it included."""
+    o = request.recipe
+    model = request.model if isinstance(request.model, str | None) else _module_digest(request.model)
+    paths = [path_digest(p) for p in (request.weights, request.data, request.test_data, _model_file(request.model))]
+    keys = {"source": digest(model, paths, o.data, o.seed, _code_digest())}
+    keys["score"] = digest(keys["source"], o.relevance)
+    keys["plan"] = digest(keys["score"], o.plan, o.compress, path_digest(request.plan))
+    keys["compress"] = digest(keys["plan"], o.recover)
+    keys["export"] = digest(keys["compress"])
+    keys["lower"] = digest(keys["export"])
+    for target in targets:
+        keys[target.name] = digest(keys["lower"], repr(target), o.package, o.bench)
+    keys["accuracy"] = digest(keys["lower"], o.bench.accuracy)
+    return keys
+
+
+def _module_digest(module: Any) -> str:
+    state = {k: (list(v.shape), float(v.double().sum())) for k, v in module.state_dict().items()}
+    return digest(str(module), state)
+
+
+def _model_file(model: Any) -> Path | None:
+    """The file whose change means another model: the .onnx or .pt2 itself, or the factory's source."""
+    if not isinstance(model, str):
+        return None
+    if ":" not in model:
+        return Path(model)
+    try:
+        spec = importlib.util.find_spec(model.partition(":")[0])
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _code_digest() -> str:
+    """Changes when the tool itself does."""
+
+    def rows() -> Iterator[tuple[str, int, int]]:
+        import xdeploy.kernels
+
+        for folder in (Path(__file__).parent, Path(next(iter(xdeploy.kernels.__path__)))):
+            for path in sorted(folder.rglob("*.py")):
+                stat = path.stat()
+                yield path.name, stat.st_size, stat.st_mtime_ns
+
+    return digest(__version__, list(rows()))
