@@ -31,8 +31,11 @@ from xdeploy.compress.model import CompressedModel, QuantisedWeight
 from xdeploy.errors import ModelError
 from xdeploy.formats import QParams, weight_format
 from xdeploy.handover import ExportedModel, Float32, IoSpec, RelevanceMap, replacing, sha256
+from xdeploy.lower.compare import adopt, agreement
+from xdeploy.lower.runtime import loads_by_default, output_codes, run_onnx
 from xdeploy.model.network import Layer
-from xdeploy.onnxio import run_onnx
+
+__all__ = ["adopt", "compare", "export", "exported_io", "to_onnx"]
 
 DOMAIN = "xdeploy"
 CODEBOOK_FUNCTION = "CodebookWeight"
@@ -65,6 +68,7 @@ def export(
     path = folder / "model.onnx"
     with replacing(path) as part:
         part.write_bytes(model.SerializeToString(deterministic=True))
+    loads_by_default(path)
     io = exported_io(compressed)
     return ExportedModel(path, sha256(path), io, inputs, run_onnx(path, io, inputs))
 
@@ -78,6 +82,22 @@ def exported_io(compressed: CompressedModel) -> IoSpec:
 def to_onnx(compressed: CompressedModel, relevance: RelevanceMap | None = None, model_name: str = "model") -> Any:
     """The ONNX model (onnx.ModelProto) of a compressed network; nothing is written."""
     return _Writer(compressed, relevance.share() if relevance else {}).model(model_name)
+
+
+def compare(compressed: CompressedModel, exported: ExportedModel, inputs: Float32) -> dict[str, Any]:
+    """ONNX Runtime against the torch fake-quantisation, end to end on (N, *input_shape) inputs.
+
+    Returns:
+        max_difference (codes), equal (share of codes), top1 (share of samples with the same first maximum), n.
+    """
+    import torch
+
+    from xdeploy.compress.fakequant import FakeQuantModule
+
+    with torch.no_grad():
+        real = FakeQuantModule(compressed)(torch.from_numpy(np.ascontiguousarray(inputs, np.float32))).numpy()
+    theirs = run_onnx(exported.path, exported.io, inputs)
+    return agreement(output_codes(real.astype(np.float32), exported.io), theirs)
 
 
 class _Writer:
@@ -127,7 +147,7 @@ class _Writer:
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
         """Enter an initialiser of a plain numpy type."""
-        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        self.constants[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
     def packed(self, name: str, codes: NDArray[Any], bits: int, data_type: int) -> str:
@@ -140,7 +160,7 @@ class _Writer:
     def parameters(self, name: str, q: QParams) -> list[str]:
         """Scale and int8 zero point initialisers of one activation."""
         return [
-            self.constant(f"{name}.scale", np.float32(q.scale)[()] * np.ones((), np.float32)),
+            self.constant(f"{name}.scale", np.array(q.scale, np.float32)),
             self.constant(f"{name}.zero", np.array(q.zero_point, np.int8)),
         ]
 
@@ -237,7 +257,8 @@ class _Writer:
 def _conv(w: _Writer, layer: Layer, xs: list[str]) -> Any:
     a, shape = layer.attrs, w.compressed.weights[layer.name].codes.shape
     return w.weighted(
-        layer, xs, "Conv", kernel_shape=shape[2:], strides=a["stride"], pads=a["pads"], dilations=a["dilation"], group=a["groups"]
+        layer, xs, "Conv",
+        kernel_shape=shape[2:], strides=a["stride"], pads=a["pads"], dilations=a["dilation"], group=a["groups"],
     )  # fmt: skip
 
 

@@ -18,7 +18,10 @@ AnyFloat = NDArray[np.floating]
 # A channel whose scale is this far below the layer's largest adds less than one output code; finer buys nothing and
 # would cost multiplier precision.
 SMALLEST_SCALE = 2.0**-20
-CLIP_CANDIDATES = np.geomspace(0.12, 1.0, 12)
+# Clipping points tried, as shares of the largest magnitude. Short rows fit some scales by luck; more tries are cheap.
+COARSE = np.geomspace(0.12, 0.5, 8)
+FINE = (16, 128)  # least and most candidates above one half
+FINE_WORK = 2**20  # weights times fine candidates, about
 REFINEMENTS = 4
 GRID = np.arange(-127, 128, dtype=np.float64)  # the int8 entries a codebook may hold
 
@@ -136,7 +139,8 @@ def _edges(unit: Float64, h: Float64) -> tuple[Float64, Float64, Float64]:
 
     def between(low: NDArray[np.int64], high: NDArray[np.int64], entry: Float64) -> Float64:
         s0, s1, s2 = (b[high] - b[low] for b in below)
-        return np.maximum(s2 - 2.0 * entry * s1 + entry**2 * s0, 0.0)
+        cost: Float64 = np.maximum(s2 - 2.0 * entry * s1 + entry**2 * s0, 0.0)
+        return cost
 
     i, j = np.meshgrid(np.arange(255), np.arange(255), indexing="ij")
     edge = between(2 * i, np.maximum(i + j, 2 * i), GRID[i]) + between(i + j, np.maximum(2 * j, i + j), GRID[j])
@@ -176,7 +180,8 @@ def _search(rows: Float64, h: Float64, full: Float64, limit: int) -> Float64:
         best[better], least[better] = scale[better], error[better]
         return codes
 
-    for factor in CLIP_CANDIDATES:
+    fine = int(np.clip(FINE_WORK // max(rows.size, 1), *FINE))
+    for factor in (*COARSE, *np.linspace(0.5, 1.0, fine)):
         offer(full * factor)
     for _ in range(REFINEMENTS):
         codes = _round(rows, best, limit)

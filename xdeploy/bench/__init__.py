@@ -1,1 +1,182 @@
-"""Runners: one file per way of running an artifact, all giving one `Measurement`."""
+"""bench: Artifact -> Measurement. Runs the artifact on golden inputs, compares bit for bit, and states every number."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdeploy import __version__
+from xdeploy.bench.host import HostRunner, cpu_name
+from xdeploy.bench.model import instruction_mix, modelled, significant
+from xdeploy.bench.qemu import QemuRunner
+from xdeploy.bench.runner import Image, Ran, Runner, Tell, silent
+from xdeploy.bench.unicorn import UnicornRunner
+from xdeploy.errors import DeviceError, ToolchainError, UsageError, choose_from
+from xdeploy.formats import Int8
+from xdeploy.handover import Artifact, GoldenIo, LayerCount, Measurement, quantity
+from xdeploy.target import Target, load_target
+
+__all__ = ["RunResult", "bench", "run_codes", "runner_for"]
+
+RUNNERS = ("host", "qemu", "unicorn")
+EXECUTOR = "(executor)"  # the row of LayerCount for what no kernel does
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Outputs int8 (N, *output shape), executed instructions per input (or None), and which runner it was."""
+
+    outputs: Int8
+    instructions: NDArray[np.int64] | None
+    runner: str
+
+
+def runner_for(artifact: Artifact, target: Target, via: str | None) -> Runner:
+    """The runner named `via`, or the target's own.
+
+    Raises:
+        UsageError: unknown name, or the target has no runner.
+    """
+    own = "host" if target.kind == "host" else str(target.runner.get("emulator", "none"))
+    name = via or own
+    if name not in RUNNERS:
+        if via is None:
+            raise UsageError(f"{target.name} has no runner", hint="run the artifact on the device itself")
+        raise choose_from("runner", name, RUNNERS)
+    if name == "host":
+        return HostRunner(artifact)
+    if name == "qemu":
+        return QemuRunner(artifact, str(target.runner.get("machine", "")))
+    return UnicornRunner(artifact, str(target.runner.get("model", "")))
+
+
+def run_codes(artifact: Artifact, via: str | None, codes: Int8, progress: Tell | None = None) -> RunResult:
+    """Run int8 codes (N, *device input shape) through an artifact.
+
+    Raises:
+        UsageError: unknown runner or wrong inputs. DeviceError: it cannot run here, or the run fails.
+    """
+    runner = runner_for(artifact, load_target(artifact.target), via)
+    reason = runner.available()
+    if reason is not None:
+        raise DeviceError(f"{artifact.target} cannot run via {runner.name}: {reason}")
+    ran = runner.run(codes, progress or silent)
+    return RunResult(ran.outputs, ran.instructions, ran.runner)
+
+
+def bench(
+    artifact: Artifact,
+    golden: GoldenIo,
+    target: Target,
+    via: str | None = None,
+    repeats: int = 20,
+    progress: Tell | None = None,
+) -> Measurement:
+    """Run the golden inputs and measure.
+
+    Args:
+        artifact: what was built for `target`.
+        golden: inputs and the outputs that must come back, bit for bit.
+        target: names the runner and the cycle and energy tables.
+        via: another runner than the target's own.
+        repeats: timed bursts on the host.
+        progress: told after every input.
+
+    Returns:
+        The measurement; verdict "not run" with the reason where the runner is not there. A run that fails is
+        "differs" with what failed.
+    """
+    runner = runner_for(artifact, target, via)
+    image = Image(artifact)
+    quantities = _sizes(image)
+    environment: dict[str, Any] = {"machine": cpu_name(), "python": platform.python_version(), "xdeploy": __version__}
+
+    def result(verdict: Literal["bit-exact", "differs", "not run"], reason: str | None, **extra: Any) -> Measurement:
+        return Measurement(target.name, runner.name, verdict, reason, quantities, environment=environment, **extra)
+
+    reason = runner.available()
+    if reason is not None:
+        return result("not run", reason)
+    try:
+        ran = runner.run(golden.input_codes, progress or silent)
+    except ToolchainError as error:
+        return result("not run", str(error))
+    except DeviceError as error:
+        return result("differs", str(error))
+    environment |= ran.environment
+    quantities |= _counted(image, ran, target, len(golden.input_codes))
+    if isinstance(runner, HostRunner):
+        quantities["latency"] = _latency(runner, golden, repeats)
+    difference = _difference(ran.outputs, golden.output_codes)
+    return result("differs" if difference else "bit-exact", difference, layers=_layers(image, ran))
+
+
+def _difference(outputs: Int8, expected: Int8) -> str | None:
+    """What differs, or None."""
+    wrong = outputs.reshape(-1) != expected.reshape(-1)
+    if not wrong.any():
+        return None
+    apart = np.abs(outputs.reshape(-1).astype(int) - expected.reshape(-1).astype(int)).max()
+    return f"{int(wrong.sum())} of {wrong.size} output codes differ from the reference, by up to {apart}"
+
+
+def _sizes(image: Image) -> dict[str, Any]:
+    """Flash and RAM of the package alone, and the stack's bound."""
+    flash, manifest = image.manifest["flash"], image.manifest
+    weights = int(manifest["weight_bytes"])
+    parts = {
+        "code": flash["code"], "weights": weights, "constants": flash["constants"] - weights, "data": flash["data"],
+    }  # fmt: skip
+    total = flash["code"] + flash["constants"] + flash["data"]
+    static = flash["data"] + flash["zeros"]
+    included = "sections of the package linked alone, with what it takes from the compiler's runtime"
+    values = {
+        "flash": quantity(total, "byte", "measured", note=included),
+        "flash_parts": {k: quantity(v, "byte", "measured") for k, v in parts.items()},
+        "arena": quantity(image.arena, "byte", "measured",
+                          note="without input and output, which lie in the caller's buffers"),
+        "arena_lower_bound": quantity(manifest["arena"]["lower_bound"], "byte", "measured"),
+        "ram": quantity(image.arena + static, "byte", "measured", note="arena and static variables, without stack"),
+    }  # fmt: skip
+    if manifest["stack_bound"] is not None:
+        bound = "bound from the stack frames of the code"
+        values["stack"] = quantity(manifest["stack_bound"], "byte", "modelled", note=bound)
+    return values
+
+
+def _counted(image: Image, ran: Ran, target: Target, inputs: int) -> dict[str, Any]:
+    """Quantities that a counting runner gives."""
+    values: dict[str, Any] = {}
+    if ran.stack is not None:
+        values["stack"] = quantity(ran.stack, "byte", "emulated", note="painted stack, below the caller's frame")
+    if ran.instructions is None:
+        return values
+    counts = ran.instructions
+    values["instructions"] = quantity(
+        int(counts[0]), "instruction", "emulated", low=int(counts.min()), high=int(counts.max()), n=len(counts),
+        note="executed by xd_run for the first golden input; low and high over all",
+    )  # fmt: skip
+    elf = image.product("board" if ran.runner == "qemu" else "bare")
+    if ran.blocks and elf.machine == "EM_ARM":
+        mix = instruction_mix(ran.blocks, elf, inputs)
+        values["mix"] = {k: quantity(round(v), "instruction", "emulated") for k, v in mix.items()}
+        values |= modelled(ran.blocks, elf, inputs, target.cycles, target.energy)
+    return values
+
+
+def _latency(runner: HostRunner, golden: GoldenIo, repeats: int) -> dict[str, Any]:
+    times = runner.latency(golden.input_codes, repeats) * 1e-9
+    low, middle, high = (significant(float(v)) for v in np.percentile(times, (10, 50, 90)))
+    note = "median of bursts on one thread, 10th and 90th percentile, memory warm"
+    return quantity(middle, "s", "measured", low=low, high=high, n=repeats, note=note)
+
+
+def _layers(image: Image, ran: Ran) -> tuple[LayerCount, ...]:
+    if not ran.layers:
+        return ()
+    rows = [LayerCount(n["name"], n["kernel"], c) for n, c in zip(image.nodes, ran.layers, strict=False)]
+    return (*rows, LayerCount(EXECUTOR, "-", ran.layers[-1]))

@@ -1,1 +1,158 @@
-"""Building: a bound program to a host library, a Linux program or a C firmware package."""
+"""build: Program -> Artifact, a folder with the C package, the built library or program, and manifest.json."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from xdeploy import __version__
+from xdeploy.build.elf import Elf, read_elf
+from xdeploy.build.link import (
+    BOARDS,
+    compile_weights,
+    determine_stack,
+    link_bare,
+    link_board,
+    link_library,
+    link_program,
+)
+from xdeploy.build.package import Package
+from xdeploy.build.zig import tool_versions
+from xdeploy.errors import GateError
+from xdeploy.handover import Artifact, GoldenIo, sha256, write_json
+from xdeploy.kernel import Code
+from xdeploy.lir.graph import LoweredGraph
+from xdeploy.program import Program
+from xdeploy.recipe import PackageOptions
+from xdeploy.target import Target
+
+__all__ = ["build"]
+
+
+def build(
+    program: Program,
+    graph: LoweredGraph,
+    golden: GoldenIo,
+    target: Target,
+    folder: Path,
+    options: PackageOptions,
+    provenance: Mapping[str, Any],
+) -> Artifact:
+    """Print and compile a program into `folder`.
+
+    Args:
+        program: what `bind` decided, for this target and the form in `options`.
+        graph: the graph it was bound from.
+        golden: inputs and the reference's outputs, kept beside the artifact and in the self-test.
+        target: names compiler, kind and runner.
+        folder: OUT/<target>; replaced as a whole when everything has been built, else left as it was.
+        options: the form and name asked for.
+        provenance: "recipe" and "model" (name, sha256, ...), kept in the manifest.
+
+    Raises:
+        ToolchainError: the compiler is missing or fails. GateError: code and weights exceed the flash.
+    """
+    assert program.target == target.name, "bound for another target"
+    assert program.form == options.form, "bound in another form"
+    with _beside(folder) as part, tempfile.TemporaryDirectory(prefix="xdeploy-") as scratch:
+        package = Package(program, graph, golden, target, provenance, _assembly(program, target))
+        package.write(part, None)
+        stack = determine_stack(package, part, Path(scratch))
+        package.write(part, stack)
+        weights = compile_weights(package, part, Path(scratch))
+        bare = read_elf(link_bare(package, part, weights))
+        _check_flash(program, bare)
+        products = _products(package, part, weights)
+        program.save(part / "program.json")
+        golden.save(part / "golden.npz")
+        write_json(part / "manifest.json", _manifest(package, bare, stack, products, part))
+    return Artifact.load(folder)
+
+
+def _assembly(program: Program, target: Target) -> str:
+    functions: dict[str, Code] = {s: c for s, c in program.functions.items() if c.language == "tir"}
+    if not functions:
+        return ""
+    from xdeploy.build.tir import compile_tir
+
+    return compile_tir(functions, target).assembly()
+
+
+def _products(package: Package, folder: Path, weights: Path) -> dict[str, str]:
+    """Link what the target's kind asks for: role -> relative path."""
+    kind, board = package.target.kind, package.target.runner.get("machine")
+    made = {"bare": folder / "build" / f"{package.name}.elf"}
+    if kind == "host":
+        made["library"] = link_library(package, folder, weights)
+    elif kind == "linux":
+        made["program"] = link_program(package, folder, weights)
+    elif board in BOARDS:
+        made["board"] = link_board(package, folder, weights, str(board))
+    return {role: str(path.relative_to(folder)) for role, path in made.items()}
+
+
+def _check_flash(program: Program, bare: Elf) -> None:
+    limit = program.memory.get("flash")
+    if limit is not None and bare.flash > limit:
+        raise GateError(
+            f"{program.model} does not fit {program.target}: code and constants take {bare.flash} bytes "
+            f"({bare.code} code), its flash is {limit}",
+            hint="plan with a smaller budget (--flash) or choose a larger target",
+        )
+
+
+def _manifest(
+    package: Package, bare: Elf, stack: int | None, products: Mapping[str, str], folder: Path
+) -> dict[str, Any]:
+    p, target = package.program, package.target
+    hashes = {str(f.relative_to(folder)): sha256(f) for f in sorted(folder.rglob("*")) if f.is_file()}
+    return {
+        "schema": "xdeploy.manifest/1",
+        "target": target.name,
+        "isa": target.isa,
+        "kind": target.kind,
+        "machine": str(target.compiler["triple"]).partition("-")[0],
+        "model": p.model,
+        "form": p.form,
+        "io": package.graph.io.to_dict(),
+        "input": {"bytes": package.graph.tensors[package.graph.input].size,
+                  "shape": list(package.graph.tensors[package.graph.input].shape)},
+        "output": {"bytes": package.graph.tensors[package.graph.output].size,
+                   "shape": list(package.graph.tensors[package.graph.output].shape)},
+        "arena": {"bytes": p.arena, "lower_bound": p.lower_bound, "align": p.align},
+        "stack_bound": stack,
+        "weight_bytes": p.weight_bytes,
+        "macs": p.macs,
+        "symbols": {"run": f"{package.name}_run", "calls": [c.symbol for c in p.calls]},
+        "sections": bare.sections,
+        "flash": {"code": bare.code, "constants": bare.constants, "data": bare.data, "zeros": bare.zeros},
+        "products": dict(products),
+        "golden": "golden.npz",
+        "tools": {"xdeploy": __version__, **tool_versions()},
+        "recipe": package.provenance.get("recipe", {}),
+        "provenance": {k: v for k, v in package.provenance.items() if k != "recipe"},
+        "files": hashes,
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A fresh folder beside `folder` that takes its place on success and vanishes on failure."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        yield part
+        part.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+            folder.rename(old / folder.name)
+            part.rename(folder)
+            shutil.rmtree(old)
+        else:
+            part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

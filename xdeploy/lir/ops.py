@@ -117,7 +117,7 @@ def _run_slice(node: Node, xs: list[Int8]) -> Int8:
 
 
 def softmax_table(scale: float, classes: int) -> NDArray[np.int32]:
-    """exp(-d * scale) for code differences d = 0..255, fixed point, so that 256 * sum stays below 2^32."""
+    """exp(-d * scale) for code differences d = 0..255, fixed point, so that 256 * e + sum/2 stays below 2^31."""
     bits = min(22, 30 - int(np.ceil(np.log2(max(classes, 1)))))
     return np.rint(np.exp(-np.arange(256) * scale) * 2.0**bits).astype(np.int32)
 
@@ -262,6 +262,8 @@ def verify(graph: LoweredGraph) -> None:
             raise ValueError(f"{n.name}: shape {graph.tensors[n.output].shape} declared, {shape} computed")
         if n.op in ("conv2d", "linear"):
             prove_accumulator(n.values.reshape(len(n.values), -1), n.consts["bias"], n.attrs["shift"], n.name)
+        if n.op == "avg_pool2d" and len(n.consts["multiplier"]) * 255 << n.attrs["shift"] >= INT32_LIMIT:
+            raise UnsupportedError(f"{n.name}: the sum of a window of {n.attrs['kernel']} could overflow int32")
         known.add(n.output)
     if graph.output not in known:
         raise ValueError(f"output {graph.output} is never written")

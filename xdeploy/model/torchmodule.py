@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
@@ -13,7 +15,7 @@ class Add(nn.Module):
     """Sum of two tensors."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """a + b."""
+        """Sum."""
         return a + b
 
 
@@ -150,12 +152,11 @@ def _build(layer: Layer, network: Network) -> nn.Module:
         return Conv(layer, weight, bias) if layer.kind == "conv2d" else Dense(weight, bias)
     if layer.kind == "avg_pool2d":
         return AvgPool(a["kernel"], a["stride"], a["pads"], bool(a["include_pad"]))
-    simple = {
+    simple: dict[str, Callable[..., nn.Module]] = {
         "relu": nn.ReLU, "add": Add, "concat": Concat, "flatten": nn.Flatten, "softmax": lambda: nn.Softmax(dim=-1),
         "clip": Clip, "max_pool2d": MaxPool, "pad": Pad, "slice": Slice,
     }  # fmt: skip
-    module: nn.Module = simple[layer.kind](**a)
-    return module
+    return simple[layer.kind](**a)
 
 
 class NetworkModule(nn.Module):

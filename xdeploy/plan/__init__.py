@@ -1,1 +1,1 @@
-"""Planning: which weight format each layer gets, under a budget, with a reason per line."""
+"""Planning: every compression decision, made from relevance, before anything is changed."""

@@ -1,0 +1,1 @@
+"""Text templates of the C package and its build files."""

@@ -1,0 +1,261 @@
+"""Convolution and linear rows for cores with the Armv7E-M DSP instructions (Cortex-M4, M7, M33, M55).
+
+The windows of a few output pixels are widened to int16 into the workspace, then one assembly function multiplies them
+with all output channels by SMLAD (see armasm). All geometry is passed as scalars, so that every layer of a network runs
+through the same two or three functions: code size is paid once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdeploy.formats import FORMATS, INT32_LIMIT, Int8, WeightFormat
+from xdeploy.kernel import KERNELS, Code, Kernel
+from xdeploy.lir.graph import LoweredGraph, Node
+from xdeploy.lir.ops import has_residual
+from xdeploy.target import Target
+
+from .armasm import STACK_ARGS, Tile, copy, spread, widen
+from .conv import Shape
+from .snippets import Source, channel_consts
+
+CHANNELS = 2
+
+
+def _quads(shape: Shape) -> int:
+    return -(-shape.row // 4)
+
+
+def _scale(fmt: WeightFormat) -> int:
+    """How many bits too large the sums are (see armasm.Tile)."""
+    return 0 if fmt.codebook else 8 - fmt.bits
+
+
+def _fits(node: Node) -> bool:
+    """Whether the scaled sum stays inside int32."""
+    sums = np.abs(node.values.astype(np.int64)).reshape(len(node.values), -1).sum(axis=1)
+    bias = np.abs(channel_consts(node)["bias"].astype(np.int64))
+    return int((sums * 128 + bias).max()) << _scale(node.format or FORMATS["int8"]) < INT32_LIMIT
+
+
+def interleave(fmt: WeightFormat, codes: Int8) -> NDArray[Any]:
+    """Codes (O, K) in the order the tile reads them: pairs of channels, quads of k, halves (0, 2) and (1, 3)."""
+    channels, row = codes.shape
+    quads = -(-row // 4)
+    front = quads % 2 if fmt.bits == 2 else 0  # two quads share a word, and the last one must end it
+    padded = np.zeros((-(-channels // CHANNELS) * CHANNELS, 4 * (quads + front)), np.int64)
+    padded[:channels, 4 * front : 4 * front + row] = codes
+    # pair, quad, half, first or second of the half, channel
+    order = padded.reshape(-1, CHANNELS, quads + front, 2, 2).transpose(0, 2, 4, 3, 1)
+    if fmt.codebook:  # a byte holds both codes of a half; the second half is read first
+        return np.ascontiguousarray((order[:, :, ::-1, 0] | order[:, :, ::-1, 1] << 4).astype(np.uint8))
+    if fmt.bits == 8:
+        return np.ascontiguousarray(order.astype(np.int8))
+    fields = (order & (2**fmt.bits - 1)).reshape(len(order), -1, 8 // fmt.bits, 2, CHANNELS)
+    shifts = np.arange(8 - fmt.bits, -1, -fmt.bits).reshape(-1, 1, 1)
+    return np.ascontiguousarray((fields << shifts).sum(axis=2).astype(np.uint8))
+
+
+@dataclass(frozen=True, slots=True)
+class SmladRow:
+    """One row: P pixels x 2 channels per tile."""
+
+    op: str
+    format: WeightFormat
+    pixels: int
+
+    def applies(self, graph: LoweredGraph, node: Node, target: Target) -> bool:
+        """This format, no groups; residuals only with an even number of channels."""
+        even = graph.tensors[node.output].shape[-1] % CHANNELS == 0
+        plain = node.format == self.format and node.attrs.get("groups", 1) == 1
+        return plain and (even or not has_residual(node)) and (self.format.bits == 8 or _fits(node))
+
+    def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
+        """Multiply loop, output stage of every tile, and widening the windows."""
+        shape = Shape.of(graph, node)
+        step = {1: 10 / 8, 3: 20 / 24, 4: 1.0}[self.pixels] + (0.0 if self.format.bits == 8 else 0.1)
+        tiles = -(-shape.pixels // self.pixels) * -(-shape.out_channels // CHANNELS)
+        per_tile = 4 * _quads(shape) * self.pixels * CHANNELS * step + 22 + (5 + 6 * has_residual(node)) * self.pixels * 2
+        table = 2000.0 if self.format.codebook else 0.0
+        gather = (1.3 if shape.per_group % 4 == 0 else 4.0) * shape.row + 30 * shape.kernel[0]
+        return tiles * per_tile + gather * shape.pixels + table
+
+    def workspace(self, graph: LoweredGraph, node: Node) -> int:
+        """Widened windows, one window of bytes where channels are no multiple of 4, and the codebook's table."""
+        shape = Shape.of(graph, node)
+        return self.table_at(shape) + (1024 if self.format.codebook else 0)
+
+    def _bytes_at(self, shape: Shape) -> int:
+        return self.pixels * 8 * _quads(shape)
+
+    def table_at(self, shape: Shape) -> int:
+        return self._bytes_at(shape) + (4 * _quads(shape) if shape.channels % 4 else 0)
+
+    def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
+        """Interleaved weights, (bias, bias, multiplier, multiplier) per pair of channels, codebook."""
+        shape, consts = Shape.of(graph, node), channel_consts(node)
+        codes = node.consts["codes"].reshape(shape.out_channels, shape.row)
+        pairs = -(-shape.out_channels // CHANNELS)
+        table = np.zeros((2, pairs * CHANNELS), np.int32)
+        table[:, : shape.out_channels] = consts["bias"] << _scale(self.format), consts["multiplier"]
+        packed = {"weights": interleave(self.format, codes)}
+        packed["bias_multiplier"] = np.ascontiguousarray(table.reshape(2, pairs, CHANNELS).transpose(1, 0, 2))
+        if self.format.codebook:
+            book = np.zeros(16, np.int8)
+            book[: len(node.consts["codebook"])] = node.consts["codebook"]
+            packed["codebook"] = book
+        return packed
+
+    def tile(self, node: Node) -> Tile:
+        """The assembly function this node needs."""
+        a, full = node.attrs, (-128, 127)
+        add = has_residual(node)
+        bounded = (a["low"], a["high"]) != full
+        add_bounded = add and (a["add_low"], a["add_high"]) != full
+        return Tile(self.pixels, self.format.bits, self.format.codebook, a["shift"], bounded, add, add_bounded)
+
+    def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
+        """Gather a tile's windows, call the assembly, and so on."""
+        return _Writer(self, graph, node).code()
+
+    def scalars(self, shape: Shape) -> dict[str, int]:
+        """The geometry the function is called with."""
+        run = shape.kernel[1] * shape.channels
+        return {
+            "tile": self.pixels, "tiles": -(-shape.pixels // self.pixels), "pixels": shape.pixels, "height": shape.height,
+            "width": shape.width, "channels": shape.channels, "kh": shape.kernel[0], "kw": shape.kernel[1],
+            "dy": shape.dilation[0], "dx": shape.dilation[1], "sy": shape.stride[0], "sx": shape.stride[1],
+            "first_y": -shape.pads[0], "first_x": -shape.pads[1], "run": run, "quads": _quads(shape),
+            # windows that begin in column 0..reach lie inside the row; a dilated one is never one run
+            "reach": shape.width - shape.kernel[1] if shape.dilation[1] == 1 else -1,
+            "last_x": shape.out_width * shape.stride[1] - shape.pads[1],
+            "bytes_at": self._bytes_at(shape), "out_channels": shape.out_channels,
+        }  # fmt: skip
+
+
+class _Writer:
+    """Writes one function of a SmladRow."""
+
+    def __init__(self, row: SmladRow, graph: LoweredGraph, node: Node) -> None:
+        self.row, self.node, self.shape = row, node, Shape.of(graph, node)
+        self.whole = self.shape.channels % 4 == 0
+        self.tile = row.tile(node)
+        self.source = s = Source()
+        s.input(0, "X")
+        s.const("W", "weights", "int8" if row.format.bits == 8 else "uint8")
+        s.const("B", "bias_multiplier", "int32")
+        s.output("Y")
+        s.workspace("P", "int8")
+        s.local("at", 2)
+        for name, value in row.scalars(self.shape).items():
+            s.integer(name, value)
+        s.integer("in_zero", node.attrs["in_zero"])
+        self.functions: dict[str, str] = {}  # name -> LLVM IR
+
+    def _call(self, function: tuple[str, str], *args: str) -> None:
+        text, name = function
+        self.functions[name] = text
+        self.source(f'T.evaluate(T.call_extern("int32", "{name}", {", ".join(args)}))')
+
+    def code(self) -> Code:
+        s = self.source
+        arguments = self._arguments()
+        if self.row.format.codebook:
+            self._table()
+        if not self.whole:  # codes after the window meet code 0 of a codebook, which need not be the value 0
+            with s.block("for i in range(quads * 4):"):
+                s("P[bytes_at + i] = T.int8(0)")
+        s("at[0] = first_y", "at[1] = first_x")
+        # T.max(n, 1) tells LLVM that no loop is empty, which spares it a second copy of what follows
+        with s.block("for t in range(T.max(tiles, 1)):"):
+            s("valid: T.let[T.int32] = T.min(pixels - t * tile, tile)")
+            with s.block("for p in range(T.max(valid, 1)):"):
+                self._gather()
+            self._call(self.tile.function(), *arguments)
+        return s.code("".join(self.functions.values()))
+
+    def _arguments(self) -> list[str]:
+        s, a, add = self.source, self.node.attrs, has_residual(self.node)
+        if add:
+            s.input(1, "R")
+        start = f"t * {self.row.pixels} * out_channels"
+        values = {
+            "turns_end": f"T.address_of(P[quads * {8 * self.row.pixels}])",
+            "entry": s.integer("entry", self.tile.entry(_quads(self.shape))),
+            "channels": "out_channels", "stride": "out_channels", "valid": "valid",
+            "table": "T.address_of(P[table_at])" if self.row.format.codebook else "T.address_of(P[0])",
+            "residual": f"T.address_of(R[{start}])" if add else "T.address_of(P[0])",
+        }  # fmt: skip
+        for name in STACK_ARGS:
+            if name not in values:
+                values[name] = s.integer(name, a[name]) if name in a else "0"
+        pointers = ("P[0]", "W[0]", "B[0]", f"Y[{start}]")
+        return [*(f"T.address_of({p})" for p in pointers), *(values[name] for name in STACK_ARGS)]
+
+    def _table(self) -> None:
+        """Pairs of codebook entries for every byte of two codes."""
+        s = self.source
+        s.const("E", "codebook", "int8")
+        s.view("S", "P", "int32")
+        s.integer("table_at", self.row.table_at(self.shape))
+        s.integer("entries", 16)
+        with s.block("for i in range(entries):"), s.block("for j in range(entries):"):
+            low = 'T.bitwise_and(T.cast(E[j], "int32"), 65535)'
+            high = 'T.shift_left(T.cast(E[i], "int32"), 16)'
+            s(f"S[T.shift_right(table_at, 2) + i * 16 + j] = T.bitwise_or({low}, {high})")
+
+    def _gather(self) -> None:
+        s = self.source
+        with s.block("for ky in range(T.max(kh, 1)):"):
+            s("iy: T.let[T.int32] = at[0] + ky * dy")
+            with s.block("if iy >= 0 and iy < height and at[1] >= 0 and at[1] <= reach:"):
+                self._run("(iy * width + at[1]) * channels", "ky * run", "run")
+            with s.block("else:"), s.block("for kx in range(T.max(kw, 1)):"):
+                s("ix: T.let[T.int32] = at[1] + kx * dx")
+                with s.block("if iy >= 0 and iy < height and ix >= 0 and ix < width:"):
+                    self._run("(iy * width + ix) * channels", "ky * run + kx * channels", "channels")
+                with s.block("else:"):
+                    self._padding("ky * run + kx * channels")
+        if not self.whole:
+            target = "T.address_of(P[p * 8])"
+            self._call(widen(self.row.pixels), "T.address_of(P[bytes_at])", target, "quads")
+        s("at[1] = at[1] + sx")
+        with s.block("if at[1] == last_x:"):
+            s("at[1] = first_x", "at[0] = at[0] + sy")
+
+    def _run(self, source: str, to: str, count: str) -> None:
+        """Move `count` contiguous codes to position `to` of the window."""
+        if self.whole:
+            place = f"T.address_of(P[p * 8 + ({to}) * {2 * self.row.pixels}])"
+            self._call(widen(self.row.pixels), f"T.address_of(X[{source}])", place, f"T.shift_right({count}, 2)")
+        else:
+            self._call(copy(), f"T.address_of(X[{source}])", f"T.address_of(P[bytes_at + {to}])", count)
+
+    def _padding(self, to: str) -> None:
+        s = self.source
+        if self.whole:
+            pair = "T.bitwise_or(T.bitwise_and(in_zero, 65535), T.shift_left(in_zero, 16))"
+            place = f"T.address_of(P[p * 8 + ({to}) * {2 * self.row.pixels}])"
+            self._call(spread(self.row.pixels), place, "T.shift_right(channels, 2)", pair)
+            return
+        with s.block("for c in range(channels):"):
+            s(f'P[bytes_at + {to} + c] = T.cast(in_zero, "int8")')
+
+
+def _register(op: str, name: str, pixels: int) -> None:
+    row = SmladRow(op, FORMATS[name], pixels)
+    kernel = f"{op}_s8_{row.format.short}_{pixels}x{CHANNELS}__armv7em"
+    KERNELS.add(
+        kernel,
+        Kernel(kernel, op, row.format.short, "armv7em", row.applies, row.cost, row.workspace, row.pack, row.emit),
+    )
+
+
+for _name in ("int8", "int4", "int2", "c4s8"):
+    _register("conv2d", _name, 4 if FORMATS[_name].codebook else 3)
+    _register("linear", _name, 1)

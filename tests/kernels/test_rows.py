@@ -1,0 +1,51 @@
+"""Every row on every case equals the numpy reference bit for bit, on the host and in the emulators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.kernels import harness
+from tests.kernels.cases import KERNEL_OPS, cases
+from xdeploy.target import load_target
+
+ALL = {op: cases(op) for op in KERNEL_OPS}
+
+
+def _check(batch: harness.Batch, runner: str, folder: Path) -> None:
+    before = batch.image.bytes.copy()
+    getattr(harness, f"run_{runner}")(batch, folder)
+    assert batch.failures() == []
+    assert batch.image.damaged(before) == []
+
+
+def test_host(tmp_path: Path) -> None:
+    batch = harness.Batch(load_target("x86-64"), harness.host_image())
+    harness.fill(batch, ALL)
+    _check(batch, "host", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cortex-a72", "cortex-m4"])
+def test_unicorn(name: str, tmp_path: Path) -> None:
+    batch = harness.Batch(load_target(name), harness.Image(harness.DATA))
+    harness.fill(batch, ALL, samples=2)
+    _check(batch, "unicorn", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cortex-m0plus", "cortex-m3"])
+def test_no_dsp(name: str, tmp_path: Path) -> None:
+    """Cores without DSP instructions, one without long multiplication and division: one case of each kind."""
+    batch = harness.Batch(load_target(name), harness.Image(harness.DATA))
+    few = {op: listed[:: 9 if op in ("conv2d", "linear") else 2] for op, listed in ALL.items()}
+    harness.fill(batch, few, samples=2)
+    _check(batch, "unicorn", tmp_path)
+
+
+@pytest.mark.qemu
+def test_qemu(tmp_path: Path) -> None:
+    if not harness.has_qemu():
+        pytest.skip("qemu-system-arm is not installed")
+    batch = harness.Batch(load_target("cortex-m55"), harness.Image(harness.DATA))
+    harness.fill(batch, ALL, samples=2)
+    _check(batch, "qemu", tmp_path)

@@ -1,0 +1,158 @@
+"""Runs the host library in this process and measures its latency."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdeploy.bench.runner import Image, Ran, Tell, silent
+from xdeploy.errors import DeviceError
+from xdeploy.formats import Int8
+from xdeploy.handover import Artifact
+
+CHUNK = 64  # inputs a thread takes at once
+BURST_NS = 2_000_000  # a timed repeat runs at least this long
+# CPU flags (/proc/cpuinfo) that code of an ISA level or kernel family needs
+_FLAGS = {
+    "x86-64-v3": ("avx2", "bmi2", "fma"),
+    "x86-64-v4": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
+    "avx512": ("avx512f", "avx512bw", "avx512vl"),
+    "vnni": ("avx512_vnni",),
+    "amx": ("amx_tile", "amx_int8"),
+}
+
+
+class HostRunner:
+    """Runner "host": the shared library of a host artifact, called through ctypes."""
+
+    name = "host"
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.image = Image(artifact)
+        self._library: Any = None
+
+    def available(self) -> str | None:
+        """Whether the artifact has a library for this machine."""
+        manifest = self.image.manifest
+        if "library" not in manifest["products"]:
+            return f"{manifest['target']} is not a host target: it has no shared library"
+        machine = {"AMD64": "x86_64"}.get(platform.machine(), platform.machine())
+        if manifest.get("machine", machine) != machine:
+            return f"the library is for {manifest['machine']}, this machine is {machine}"
+        lacking = sorted(_needed(str(manifest["isa"])) - _cpu_flags())
+        return f"this CPU lacks {', '.join(lacking)}" if lacking and _cpu_flags() else None
+
+    def run(self, codes: Int8, tell: Tell = silent) -> Ran:
+        """Run all inputs; instructions are not counted here."""
+        return Ran(self.name, self.run_many(codes, tell), environment={"cpu": cpu_name()})
+
+    def run_many(self, codes: Int8, tell: Tell = silent) -> Int8:
+        """Output codes (N, *output shape), worked on by as many threads as there are cores.
+
+        Raises:
+            DeviceError: the library cannot be used here, or reports an error.
+        """
+        inputs = self.image.check(codes)
+        outputs = np.empty((len(inputs), self.image.output_bytes), np.int8)
+        library = self._load()
+
+        def work(start: int) -> int:
+            part = slice(start, min(start + CHUNK, len(inputs)))
+            return self._batch(library, inputs[part], outputs[part])
+
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+            for done, status in enumerate(pool.map(work, range(0, len(inputs), CHUNK)), 1):
+                self.image.status(status)
+                tell("host", min(done * CHUNK, len(inputs)), len(inputs))
+        return self.image.shaped(outputs)
+
+    def _load(self) -> Any:
+        if self._library is None:
+            reason = self.available()
+            if reason is not None:
+                raise DeviceError(reason)
+            path = Path(self.image.artifact.folder / self.image.manifest["products"]["library"]).resolve()
+            try:
+                self._library = ctypes.CDLL(str(path))
+            except OSError as error:
+                raise DeviceError(f"{path} cannot be loaded: {error}") from None
+        return self._library
+
+    def _batch(self, library: Any, inputs: Int8, outputs: Int8) -> int:
+        run = self.image.manifest["symbols"]["run"]
+        stem = run.removesuffix("_run")
+        arena = aligned(getattr(library, f"{stem}_batch_arena_bytes")(), self.image.align)
+        batch = getattr(library, f"{run}_batch")
+        batch.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int]
+        return int(batch(inputs.ctypes.data, outputs.ctypes.data, arena.ctypes.data, len(inputs)))
+
+    def selftest(self) -> None:
+        """The package's own self-test: weights by CRC, outputs of its built-in inputs.
+
+        Raises:
+            DeviceError: it failed.
+        """
+        run = self.image.manifest["symbols"]["run"]
+        test = getattr(self._load(), f"{run.removesuffix('_run')}_selftest")
+        arena = aligned(self.image.arena, self.image.align)
+        test.argtypes = [ctypes.c_void_p]
+        status = int(test(arena.ctypes.data))
+        if status:
+            raise DeviceError(f"the self-test returned {status}")
+
+    def latency(self, codes: Int8, repeats: int) -> NDArray[np.float64]:
+        """Nanoseconds per inference of one input, one thread: `repeats` values, each the mean over a burst."""
+        x = self.image.check(codes)[:1]
+        library = self._load()
+        run = getattr(library, self.image.manifest["symbols"]["run"])
+        run.argtypes = [ctypes.c_void_p] * 3
+        buffers = [aligned(n, self.image.align) for n in (x.size, self.image.output_bytes, self.image.arena)]
+        buffers[0][: x.size] = x.reshape(-1)
+        places = [b.ctypes.data for b in buffers]
+        self.image.status(int(run(*places)))
+        start = time.perf_counter_ns()
+        run(*places)
+        count = max(1, BURST_NS // max(time.perf_counter_ns() - start, 1))
+        values = np.empty(repeats)
+        for i in range(repeats):
+            start = time.perf_counter_ns()
+            for _ in range(count):
+                run(*places)
+            values[i] = (time.perf_counter_ns() - start) / count
+        return values
+
+
+def aligned(size: int, align: int) -> Int8:
+    """An int8 buffer of `size` bytes (at least 1) that starts at a multiple of `align`."""
+    raw = np.zeros(size + align, np.int8)
+    start = -raw.ctypes.data % align
+    return raw[start : start + max(size, 1)]
+
+
+def _needed(isa: str) -> set[str]:
+    return {flag for name, flags in _FLAGS.items() if name in isa for flag in flags}
+
+
+def _cpu_flags() -> set[str]:
+    return set(_cpuinfo("flags").split())
+
+
+def cpu_name() -> str:
+    """The model name the machine gives."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((v.strip() for k, _, v in (line.partition(":") for line in lines) if k.strip() == key), "")

@@ -1,0 +1,36 @@
+"""Small C helpers compiled for this machine on first use; they live as long as the process."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import tempfile
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from xdeploy.build.zig import cc
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="xdeploy-native-")
+    for name in ("count.h", "count_unicorn.c", "count_qemu.c"):
+        text = files("xdeploy.targets.support").joinpath(name).read_text(encoding="utf-8")
+        (Path(folder.name) / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+@cache
+def native_library(source: str, *options: str) -> Path:
+    """Compile a C file of targets/support to a shared library.
+
+    Raises:
+        ToolchainError: the compiler is missing or fails.
+    """
+    folder = Path(_folder().name)
+    library = f"{source.removesuffix('.c')}.so"
+    # a named target takes zig's own C library, so that no headers have to be installed
+    own = ["-target", f"{platform.machine()}-linux-gnu"] if sys.platform == "linux" else []
+    cc([*own, "-shared", "-fPIC", "-O2", "-fno-sanitize=all", "-g0", *options, source, "-o", library], folder)
+    return folder / library

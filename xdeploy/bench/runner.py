@@ -1,0 +1,137 @@
+"""What every runner takes and gives, and what it needs to know about an artifact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdeploy.build.elf import Elf, read_elf
+from xdeploy.errors import DeviceError, UsageError
+from xdeploy.formats import Int8
+from xdeploy.handover import Artifact, read_json
+
+Tell = Callable[[str, int, int], None]  # what, done, total
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that goes nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A straight piece of code: where, its bytes, how often it ran, and how often it ended in a jump."""
+
+    address: int
+    size: int
+    runs: int
+    taken: int
+
+
+def merge_blocks(blocks: Iterable[Block]) -> tuple[Block, ...]:
+    """One entry per address and size, counts added, sorted."""
+    sums: dict[tuple[int, int], tuple[int, int]] = {}
+    for b in blocks:
+        runs, taken = sums.get((b.address, b.size), (0, 0))
+        sums[b.address, b.size] = (runs + b.runs, taken + b.taken)
+    return tuple(Block(*key, *sums[key]) for key in sorted(sums))
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The outcome of one call of a runner over N inputs.
+
+    outputs: int8 (N, *output shape). instructions: int64 (N,) or None where the runner cannot count.
+    layers: counts of the first input per kernel call, then the executor's own. blocks: over all inputs.
+    stack: deepest use in bytes below the caller's frame.
+    """
+
+    runner: str
+    outputs: Int8
+    instructions: NDArray[np.int64] | None = None
+    layers: tuple[int, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    stack: int | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Runner(Protocol):
+    """One way to run an artifact."""
+
+    name: str
+
+    def available(self) -> str | None:
+        """None if it can run here, else the reason and how to mend it."""
+
+    def run(self, codes: Int8, tell: Tell = silent) -> Ran:
+        """Run int8 inputs (N, *device input shape).
+
+        Raises:
+            DeviceError: the code failed, or the emulator did.
+        """
+
+
+class Image:
+    """The manifest of an artifact, made handy."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.manifest: Mapping[str, Any] = artifact.manifest
+        self.input_bytes = int(self.manifest["input"]["bytes"])
+        self.output_bytes = int(self.manifest["output"]["bytes"])
+        self.output_shape = tuple(int(n) for n in self.manifest["output"]["shape"])
+        self.arena = int(self.manifest["arena"]["bytes"])
+        self.align = int(self.manifest["arena"]["align"])
+
+    @cached_property
+    def nodes(self) -> list[dict[str, Any]]:
+        """The kernel calls in order, from program.json."""
+        value: list[dict[str, Any]] = read_json(self.artifact.folder / "program.json", "xdeploy.program/1")["nodes"]
+        return value
+
+    def product(self, role: str) -> Elf:
+        """An ELF image that was built.
+
+        Raises:
+            DeviceError: it is not in the folder.
+        """
+        path = self.artifact.folder / self.manifest["products"].get(role, "none")
+        if not path.is_file():
+            raise DeviceError(f"{self.artifact.folder} holds no {role} image", hint="build it again")
+        return read_elf(path)
+
+    def entries(self, elf: Elf) -> list[int]:
+        """Entry address of the kernel of each call."""
+        return [elf.symbols[symbol][0] for symbol in self.manifest["symbols"]["calls"]]
+
+    def run_range(self, elf: Elf) -> tuple[int, int]:
+        """Start and end address of xd_<m>_run."""
+        start, size = elf.symbols[self.manifest["symbols"]["run"]]
+        return start, start + size
+
+    def check(self, codes: Int8) -> Int8:
+        """The inputs as (N, bytes).
+
+        Raises:
+            UsageError: another dtype or size.
+        """
+        if codes.dtype != np.int8 or codes.ndim < 2 or math.prod(codes.shape[1:]) != self.input_bytes:
+            shape = self.manifest["input"]["shape"]
+            raise UsageError(f"inputs are {codes.dtype} {codes.shape}; the artifact takes int8 codes (N, {shape})")
+        return np.ascontiguousarray(codes).reshape(len(codes), self.input_bytes)
+
+    def shaped(self, outputs: Int8) -> Int8:
+        """(N, bytes) to (N, *output shape)."""
+        return outputs.reshape(len(outputs), *self.output_shape)
+
+    def status(self, code: int) -> None:
+        """Raise DeviceError unless xd_<m>_run returned 0."""
+        if code:
+            names = {1: "a null pointer", 2: "a pointer that is not aligned"}
+            run = self.manifest["symbols"]["run"]
+            raise DeviceError(f"{run} returned {code}: {names.get(code, 'unknown')}")

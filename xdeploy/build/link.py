@@ -1,0 +1,112 @@
+"""Compiling a written package: the library or program the user gets, and the images for measuring it."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from xdeploy.build.package import Package
+from xdeploy.build.stack import stack_bound
+from xdeploy.build.zig import WARNINGS, cc
+from xdeploy.handover import write_text
+
+_PLAIN = ("-ffunction-sections", "-fdata-sections", "-fno-sanitize=all", "-fno-unwind-tables", "-g0",
+          "-fno-asynchronous-unwind-tables", "-fno-stack-protector", "-Wno-unused-command-line-argument")  # fmt: skip
+
+# Memory maps of QEMU's boards (hw/arm/mps2.c, mps2-tz.c, mps3): where the vectors have to be, and free memory for
+# code and constants, for data and stack, and for inputs and outputs.
+BOARDS: dict[str, dict[str, int]] = {
+    "mps2-an385": {"vectors": 0x0, "code": 0x400, "data": 0x20000000, "top": 0x20400000, "blob": 0x21000000},
+    "mps2-an386": {"vectors": 0x0, "code": 0x400, "data": 0x20000000, "top": 0x20400000, "blob": 0x21000000},
+    "mps2-an500": {"vectors": 0x0, "code": 0x400, "data": 0x20000000, "top": 0x20400000, "blob": 0x60000000},
+    "mps2-an505": {"vectors": 0x10000000, "code": 0x10000400, "data": 0x38000000, "top": 0x38400000,
+                   "blob": 0x80000000},
+    "mps3-an547": {"vectors": 0x0, "code": 0x70000000, "data": 0x74000000, "top": 0x78000000, "blob": 0x78000000},
+}  # fmt: skip
+
+
+def _common(package: Package, triple: str) -> list[str]:
+    flags = [str(f) for f in package.target.compiler.get("flags", ())]
+    return ["-target", triple, "-O2", *flags, *WARNINGS, *_PLAIN, "-Iinclude", "-Isrc"]
+
+
+def bare_triple(triple: str) -> str:
+    """The triple of the same CPU without an operating system."""
+    parts = triple.split("-")
+    return triple if "freestanding" in parts else f"{parts[0]}-freestanding"
+
+
+def compile_weights(package: Package, folder: Path, scratch: Path) -> Path:
+    """The largest file, compiled once for all links: it holds data only, so the operating system does not matter."""
+    triple = bare_triple(str(package.target.compiler["triple"]))
+    cc([*_common(package, triple), "-c", package.weights, "-o", scratch / "weights.o"], folder)
+    return scratch / "weights.o"
+
+
+def _inputs(package: Package, weights: Path) -> list[str | Path]:
+    return [weights, *(s for s in package.sources if s != package.weights)]
+
+
+def determine_stack(package: Package, folder: Path, scratch: Path) -> int | None:
+    """Bytes of stack of xd_<m>_run by its code, or None where the assembly does not tell."""
+    triple = bare_triple(str(package.target.compiler["triple"]))
+    texts = [package.assembly]
+    for source in (s for s in package.sources if s.endswith(".c") and s != package.weights):
+        out = scratch / f"{Path(source).stem}.s"
+        cc([*_common(package, triple), "-S", source, "-o", out], folder)
+        texts.append(out.read_text(encoding="utf-8"))
+    return stack_bound(texts, f"{package.name}_run")
+
+
+def link_bare(package: Package, folder: Path, weights: Path) -> Path:
+    """The package alone, with nothing but the compiler's runtime: what it adds to the flash of a product."""
+    image = folder / "build" / f"{package.name}.elf"
+    script = folder / "build" / "bare.ld"
+    write_text(script, files("xdeploy.targets.support").joinpath("bare.ld").read_text(encoding="utf-8"))
+    triple = bare_triple(str(package.target.compiler["triple"]))
+    extra = ["-ffreestanding", "-Wl,--gc-sections", f"-Wl,-e,{package.name}_run", f"-Wl,-T,{_below(script, folder)}"]
+    cc([*_common(package, triple), *_inputs(package, weights), *extra, "-o", _below(image, folder)], folder)
+    return image
+
+
+def link_library(package: Package, folder: Path, weights: Path) -> Path:
+    """host: lib/libxd_<m>.so with run, run_batch and the self-test."""
+    name, upper = package.name, package.name.upper()
+    write_text(folder / f"lib/{name}_batch.c", package.fill("batch.c"))
+    library = f"lib/lib{name}.so"
+    options = ["-shared", "-fPIC", "-fvisibility=hidden", f"-D{upper}_SELFTEST", "-Wl,-Bsymbolic", "-Wl,--gc-sections",
+               f'-D{upper}_API=__attribute__((visibility("default")))']  # fmt: skip
+    triple = str(package.target.compiler["triple"])
+    cc([*_common(package, triple), *_inputs(package, weights), f"lib/{name}_batch.c", *options, "-o", library], folder)
+    return folder / library
+
+
+def link_program(package: Package, folder: Path, weights: Path) -> Path:
+    """linux: bin/xd_<m>, a static program that reads inputs and writes outputs."""
+    name = package.name
+    write_text(folder / f"bin/{name}_main.c", package.fill("main.c"))
+    triple = str(package.target.compiler["triple"])
+    sources = [*_inputs(package, weights), f"bin/{name}_main.c"]
+    cc([*_common(package, triple), *sources, "-static", "-Wl,--gc-sections", "-o", f"bin/{name}"], folder)
+    return folder / "bin" / name
+
+
+def link_board(package: Package, folder: Path, weights: Path, board: str) -> Path:
+    """firmware: an image for one of QEMU's boards that reads inputs from memory and writes a file by semihosting."""
+    support = files("xdeploy.targets.support")
+    place, name = BOARDS[board], package.name
+    script = Template(support.joinpath("board.ld").read_text(encoding="utf-8"))
+    write_text(folder / "build/board.ld", script.substitute({k: f"0x{v:08x}" for k, v in place.items()}))
+    write_text(folder / "build/board.c", support.joinpath("board.c").read_text(encoding="utf-8"))
+    defines = [f"-DXD_HEADER=\"{name}.h\"", f"-DXD(x)={name}_##x", f"-DXD_UPPER(x)={name.upper()}_##x",
+               f"-DXD_BLOB={place['blob']}U"]  # fmt: skip
+    options = ["-ffreestanding", "-Wl,--gc-sections", "-Wl,-e,xd_reset", "-Wl,-T,build/board.ld"]
+    triple = str(package.target.compiler["triple"])
+    sources = [*_inputs(package, weights), "build/board.c"]
+    cc([*_common(package, triple), *defines, *sources, *options, "-o", f"build/{name}_board.elf"], folder)
+    return folder / "build" / f"{name}_board.elf"
+
+
+def _below(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder))

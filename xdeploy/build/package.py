@@ -1,0 +1,203 @@
+"""The C package: header, executor, weights, self-test and the build files of the common ecosystems, as text."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from xdeploy import __version__
+from xdeploy.build.ctext import banner, c_type, comment, numbers, string
+from xdeploy.build.executor import c99_source, executor_source, internal_header, prototypes
+from xdeploy.build.zig import tool_versions
+from xdeploy.handover import GoldenIo, IoSpec, write_text
+from xdeploy.lir.graph import LoweredGraph
+from xdeploy.program import Program
+from xdeploy.target import Target
+
+SELFTEST_SAMPLES = 2
+_FORM_NOTES = {
+    "tuned": "The kernels are assembly that LLVM generated for this core; everything else is C99.",
+    "portable": "C99 only: it compiles for any 32-bit or 64-bit little-endian CPU.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """What is printed: the program, what goes in and out, and the assembly of the tuned kernels ("" if none)."""
+
+    program: Program
+    graph: LoweredGraph
+    golden: GoldenIo
+    target: Target
+    provenance: Mapping[str, Any]
+    assembly: str
+
+    @property
+    def name(self) -> str:
+        """Stem of all names: xd_<model>."""
+        return f"xd_{self.program.model}"
+
+    @property
+    def sources(self) -> list[str]:
+        """Files to compile, relative to the package."""
+        n = self.name
+        kinds = [f"src/{n}.c", f"src/{n}_weights.c", f"src/{n}_selftest.c"]
+        if any(c.language == "c99" for c in self.program.functions.values()):
+            kinds.append(f"src/{n}_kernels.c")
+        return kinds + ([f"src/{n}_kernels.S"] if self.assembly else [])
+
+    @property
+    def weights(self) -> str:
+        """The one of the sources that holds data only."""
+        return f"src/{self.name}_weights.c"
+
+    def write(self, folder: Path, stack: int | None) -> None:
+        """Write all files below `folder`; `stack` is the bound in bytes, None while it is not known."""
+        for path, text in self.files(stack).items():
+            write_text(folder / path, text)
+
+    def files(self, stack: int | None = None) -> dict[str, str]:
+        """Text by relative path."""
+        n, heads = self.name, prototypes(self.program)
+        texts = {
+            f"include/{n}.h": self._fill("header.h", self._header(stack)),
+            f"src/{n}.h": f"{self._banner()}/* For build systems that take headers from src/ only. */\n"
+            f'#include "../include/{n}.h"\n',
+            f"src/{n}_internal.h": self._banner() + internal_header(self.program, heads),
+            f"src/{n}.c": self._banner() + executor_source(self.program),
+            f"src/{n}_weights.c": self._banner() + self._weights(),
+            f"src/{n}_selftest.c": self._fill("selftest.c", self._selftest()),
+        }
+        portable = c99_source(self.program)
+        if portable:
+            texts[f"src/{n}_kernels.c"] = self._banner() + portable
+        if self.assembly:
+            texts[f"src/{n}_kernels.S"] = self._banner() + self.assembly
+        return texts | self._build_files(stack)
+
+    def _build_files(self, stack: int | None) -> dict[str, str]:
+        names = {"CMakeLists.txt": "CMakeLists.txt", "README.md": "README.md",
+                 "library.properties": "library.properties", "library.json": "library.json",
+                 "zephyr/module.yml": "zephyr_module.yml", "zephyr/Kconfig": "zephyr_Kconfig",
+                 "zephyr/CMakeLists.txt": "zephyr_CMakeLists.txt",
+                 f"xdeploy.{self.name}.pdsc": "pack.pdsc"}  # fmt: skip
+        values = {
+            **self._header(stack),
+            "hash_banner": "\n".join(f"# {comment(line, 160)}" for line in self._lines()),
+            "sources": " ".join(self.sources),
+            "zephyr_sources": " ".join(f"../{s}" for s in self.sources),
+            "languages": "C ASM" if self.assembly else "C",
+            "origin": " ".join(self._lines()).replace("--", "- "),
+            "pack_sources": "\n".join(f"        {_pack_file(s)}" for s in self.sources),
+            "gcc_flags": " ".join(self.target.compiler.get("gcc_flags", ())) or "none in particular",
+            "form_note": _FORM_NOTES[self.program.form],
+        }
+        texts = {path: self._fill(template, values) for path, template in names.items()}
+        # a README's first line is its title, its origin goes into a comment
+        head = "\n".join(self._lines()).replace("--", "- ")
+        texts["README.md"] = texts["README.md"].replace(values["hash_banner"], f"<!--\n{head}\n-->", 1)
+        return texts
+
+    def _fill(self, template: str, values: Mapping[str, Any]) -> str:
+        text = files("xdeploy.build.templates").joinpath(template).read_text(encoding="utf-8")
+        names = {"name": self.name, "upper": self.name.upper(), "model": self.program.model, "banner": self._banner()}
+        return Template(text).substitute({**names, **values})
+
+    def fill(self, template: str) -> str:
+        """Text of a template that needs the names only."""
+        return self._fill(template, {})
+
+    def _lines(self) -> list[str]:
+        model = self.provenance.get("model", {})
+        tools = ", ".join(f"{name} {version}" for name, version in tool_versions().items())
+        command = self.provenance.get("command", f"xdeploy build --target {self.program.target}")
+        return [
+            f"Made by xdeploy {__version__} ({comment(str(command))}) with {tools}; not to be edited.",
+            f"Model {comment(str(model.get('name', self.program.model)))}, "
+            f"SHA-256 {comment(str(model.get('sha256', 'unknown')))}; "
+            f"target {self.target.name}, {self.program.form} form.",
+        ]
+
+    def _banner(self) -> str:
+        lines = self._lines()
+        return banner(lines[0], lines[1:])
+
+    def _header(self, stack: int | None) -> dict[str, Any]:
+        p, io = self.program, self.graph.io
+        model = self.provenance.get("model", {})
+        title = str(model.get("name", p.model))
+        return {
+            "version": __version__, "model_name": string(title), "title": comment(title), "target": self.target.name,
+            "sha256": comment(str(model.get("sha256", "unknown"))), "align": p.align,
+            "arena": max(p.arena, 1), "arena_used": p.arena, "weight_bytes": p.weight_bytes, "macs": p.macs,
+            "stack": stack or 0, "layers": len(p.calls),
+            "stack_note": "at most, from the generated code's stack frames" if stack else "not determined",
+            **_io(io, self.graph), **_labels(self.name.upper(), io),
+        }  # fmt: skip
+
+    def _weights(self) -> str:
+        """Text of src/xd_<m>_weights.c."""
+        upper = self.name.upper()
+        lines = [
+            f'#include "{self.name}.h"\n#include "{self.name}_internal.h"\n',
+            f"/* Where the linker puts the weights: define {upper}_SECTION as an attribute to choose. */",
+            f"#ifndef {upper}_SECTION\n#define {upper}_SECTION\n#endif",
+        ]
+        owners: dict[str, list[str]] = {}
+        for call in self.program.calls:
+            for key, symbol in call.constants.items():
+                owners.setdefault(symbol, []).append(f"{call.node}: {key}")
+        for symbol, array in self.program.constants.items():
+            note = comment("; ".join(owners[symbol]), 110)
+            declared = f"const {c_type(array.dtype)} {symbol}[{array.size}]"
+            lines.append(f"\n/* {note} */\n{upper}_SECTION {upper}_ALIGNED {declared} = {{\n{numbers(array)}\n}};")
+        return "\n".join(lines) + "\n\ntypedef int xd_weights_may_be_none;\n"
+
+    def _selftest(self) -> dict[str, Any]:
+        samples = min(SELFTEST_SAMPLES, len(self.golden.input_codes))
+        size = self.golden.input_codes[0].size
+        slot = -(-size // self.program.align) * self.program.align
+        inputs = np.zeros((samples, slot), np.int8)
+        inputs[:, :size] = self.golden.input_codes[:samples].reshape(samples, -1)
+        crc = 0
+        for array in self.program.constants.values():
+            crc = zlib.crc32(array.tobytes(), crc)
+        calls = (f"    crc = crc32_of({s}, (uint32_t)sizeof {s}, crc);" for s in self.program.constants)
+        return {
+            "count": samples, "input_slot": slot, "inputs": _rows(inputs),
+            "outputs": _rows(self.golden.output_codes[:samples].reshape(samples, -1)),
+            "crcs": "\n".join(calls), "crc": f"0x{crc:08X}",
+        }  # fmt: skip
+
+
+def _pack_file(path: str) -> str:
+    return f'<file category="{"sourceAsm" if path.endswith(".S") else "sourceC"}" name="{path}"/>'
+
+
+def _rows(values: Any) -> str:
+    return ",\n".join("    {\n" + numbers(row) + "\n    }" for row in values)
+
+
+def _io(io: IoSpec, graph: LoweredGraph) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for way, tensor, name in (("input", graph.input, io.input_name), ("output", graph.output, io.output_name)):
+        t = graph.tensors[tensor]
+        values |= {
+            f"{way}_name": string(name), f"{way}_bytes": t.size, f"{way}_dims": len(t.shape),
+            f"{way}_shape": ", ".join(map(str, t.shape)), f"{way}_scale": str(np.float32(t.q.scale)),
+            f"{way}_zero": t.q.zero_point,
+        }  # fmt: skip
+    return values
+
+
+def _labels(upper: str, io: IoSpec) -> dict[str, Any]:
+    words = ", ".join(string(label) for label in io.labels)
+    line = f"#define {upper}_LABELS {{ {words} }}\n" if io.labels else ""
+    return {"labels_count": len(io.labels), "labels": line}

@@ -1,0 +1,50 @@
+"""The C compiler and linker for every target: `zig cc`, from the ziglang package."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from xdeploy.errors import ToolchainError
+
+TIME_LIMIT = 900  # seconds; the first build for a target also builds its C library
+WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror")
+
+
+def cc(arguments: Sequence[str | Path], folder: Path) -> None:
+    """Run `zig cc` in `folder`; give paths relative to it, so that outputs do not hold its name.
+
+    Raises:
+        ToolchainError: zig is missing, fails (with the command and its last lines) or takes too long.
+    """
+    if importlib.util.find_spec("ziglang") is None:
+        raise ToolchainError("the Python package 'ziglang' is not installed", hint="pip install ziglang")
+    words = [str(a) for a in arguments]
+    command = [sys.executable, "-m", "ziglang", "cc", *words]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        raise ToolchainError(f"zig cc {shlex.join(words)}: no end after {TIME_LIMIT} s") from None
+    if done.returncode:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        said = "\n  ".join(lines[-12:])
+        raise ToolchainError(f"zig cc {shlex.join(words)}\n  ended with {done.returncode}: {said}")
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the packages that decide the generated code."""
+    names = ("apache-tvm", "ziglang")
+    return {name: importlib.metadata.version(name) for name in names if _installed(name)}
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,258 @@
+"""Samples with labels: class folders or zips of images, and npz files; normalised batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xdeploy.errors import UsageError
+from xdeploy.model.bars import Progress
+from xdeploy.model.images import MAX_TOTAL, decode, list_folder, list_zip
+
+Int64 = NDArray[np.int64]
+_X, _Y = ("x", "inputs", "images"), ("y", "labels", "targets")
+_MAX_CLASSES = 65536
+_PAD = 4  # pixels of random crops
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Samples and labels in memory.
+
+    `samples` is uint8 images (N, H, W, C), which become (pixel / 255 - mean) / std, or float32 as the model takes
+    them, (N, C, H, W) or (N, F). `named`: the classes have names, so that their number is known exactly. mean and std
+    have one entry per channel, or none.
+    """
+
+    samples: NDArray[Any]
+    labels: Int64
+    classes: tuple[str, ...]
+    named: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: str  # sha256 of samples, labels and class names
+    path: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample as the model takes it: (C, H, W) or (F,)."""
+        s = self.samples.shape[1:]
+        return (s[2], s[0], s[1]) if self.samples.dtype == np.uint8 else tuple(s)
+
+    def inputs(self, raw: NDArray[Any]) -> Tensor:
+        """Model inputs, float32 (N, C, H, W) or (N, F), of raw samples."""
+        if raw.dtype != np.uint8:
+            return torch.from_numpy(np.ascontiguousarray(raw, np.float32))
+        x = torch.from_numpy(np.ascontiguousarray(raw.transpose(0, 3, 1, 2))).float().div_(255.0)
+        if self.mean:
+            mean, std = (torch.tensor(v, dtype=torch.float32).reshape(1, -1, 1, 1) for v in (self.mean, self.std))
+            x = x.sub_(mean).div_(std)
+        return x
+
+    def batches(
+        self, indices: Int64, size: int, augment: np.random.Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Model inputs float32 and labels int64 of the samples `indices`, in that order, `size` at a time.
+
+        `augment`: images are cropped at random after padding by 4 pixels, and flipped sideways at random.
+        """
+        for start in range(0, len(indices), size):
+            chosen = indices[start : start + size]
+            raw = self.samples[chosen]
+            if augment is not None and raw.ndim == 4:
+                raw = _augment(raw, augment, self.samples.dtype == np.uint8)
+            yield self.inputs(raw), torch.from_numpy(self.labels[chosen])
+
+    def split(self, share: float, seed: int, among: Int64 | None = None) -> tuple[Int64, Int64]:
+        """Part the samples (or those `among` them) at random, the same share of each class: (rest, share), sorted.
+
+        Every class with two samples or more is on both sides, unless the share is 0.
+        """
+        among = np.arange(len(self), dtype=np.int64) if among is None else among
+        rng = np.random.default_rng(seed)
+        taken = []
+        for label in range(len(self.classes)):
+            members = among[self.labels[among] == label]
+            count = round(len(members) * share)
+            if share > 0 and len(members) > 1:
+                count = min(max(count, 1), len(members) - 1)
+            taken.append(rng.permutation(members)[:count])
+        part = np.sort(np.concatenate(taken))
+        return np.setdiff1d(among, part), part
+
+
+def load_data(
+    path: Path,
+    *,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    channels: int | None = None,
+    progress: Progress | None = None,
+) -> DataSet:
+    """Read a folder or zip of class folders (jpg, png, bmp), or an npz with `x` and `y`.
+
+    Classes are numbered in alphabetical order. An npz holds float32 x as the model takes it, used as it is, or uint8
+    images (N, H, W, C) or (N, H, W), and integer y; `classes` may hold their names. mean and std apply to images.
+
+    Args:
+        path: folder, .zip or .npz.
+        mean: per channel, of pixels in 0..1.
+        std: per channel, > 0.
+        channels: 1 or 3 to decode images to grey or RGB; None: grey if all files are.
+        progress: told about decoding of more than 2000 images.
+
+    Raises:
+        UsageError: anything unreadable, broken, inconsistent or unsafe, by name.
+    """
+    if not path.exists():
+        raise UsageError(f"data {path} does not exist")
+    if path.is_dir():
+        files = list_folder(path)
+        return _image_set(path, decode(files, str(path), channels, progress), files.labels, files.classes, mean, std)
+    if path.suffix.lower() == ".npz":
+        return _from_npz(path, mean, std)
+    if path.suffix.lower() != ".zip":
+        raise UsageError(f"data {path} is not supported", hint="give a folder or .zip of class folders, or a .npz")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = list_zip(path, archive)
+            samples = decode(files, str(path), channels, progress)
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        raise UsageError(f"data {path} is not a readable zip: {error}") from None
+    return _image_set(path, samples, files.labels, files.classes, mean, std)
+
+
+def check_classes(data: DataSet, outputs: int) -> None:
+    """The data's classes must fit the model's outputs; an npz without names may hold fewer.
+
+    Raises:
+        UsageError: they do not.
+    """
+    count = len(data.classes)
+    if count > outputs or (data.named and count != outputs):
+        raise UsageError(
+            f"the model has {outputs} outputs, but {data.path} holds {count} classes ({_some(data.classes)})",
+            hint="use the data the model was trained for, or a model with as many outputs",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _image_set(
+    path: Path,
+    samples: NDArray[np.uint8],
+    labels: Int64,
+    classes: tuple[str, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    named: bool = True,
+) -> DataSet:
+    depth = samples.shape[3]
+    if bool(mean) != bool(std):
+        raise UsageError("data.mean and data.std belong together; give both or neither")
+    if any(len(v) not in (0, 1, depth) for v in (mean, std)) or len(mean) != len(std):
+        raise UsageError(f"data.mean and data.std need {depth} values for {path}, got {len(mean)} and {len(std)}")
+    if not all(np.isfinite(v) for v in (*mean, *std)) or any(s <= 0 for s in std):
+        raise UsageError(f"data.mean must be finite and data.std > 0, got {mean} and {std}")
+    if len(mean) == 1:
+        mean, std = mean * depth, std * depth
+    return DataSet(samples, labels, classes, named, mean, std, fingerprint(samples, labels, classes), str(path))
+
+
+def fingerprint(samples: NDArray[Any], labels: Int64, classes: tuple[str, ...]) -> str:
+    """Hash of samples, labels and class names."""
+    digest = hashlib.sha256(repr((samples.shape, str(samples.dtype), classes)).encode())
+    digest.update(np.ascontiguousarray(samples).data)
+    digest.update(np.ascontiguousarray(labels).data)
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------- npz
+def _from_npz(path: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> DataSet:
+    arrays = _read_arrays(path)
+    x = _one_of(path, arrays, _X)
+    labels = _labels(path, _one_of(path, arrays, _Y), len(x) if x.ndim else 0)
+    classes, named = tuple(map(str, range(int(labels.max()) + 1))), "classes" in arrays
+    if named:
+        classes = tuple(map(str, arrays["classes"].tolist()))
+        if len(classes) <= labels.max():
+            raise UsageError(f"{path}: y goes up to {labels.max()}, but there are {len(classes)} names in 'classes'")
+    if len(classes) < 2:
+        raise UsageError(f"{path} holds one class only; at least two are needed")
+    if x.dtype == np.uint8:
+        if x.ndim == 3:
+            x = x[..., None]
+        if x.ndim != 4 or x.shape[3] > 4:
+            raise UsageError(f"{path}: uint8 x has shape {x.shape}; expected (N, H, W) or (N, H, W, C) with C <= 4")
+        return _image_set(path, x, labels, classes, mean, std, named)
+    if x.dtype.kind != "f" or x.ndim not in (2, 4):
+        raise UsageError(
+            f"{path}: x is {x.dtype} {x.shape}; expected float (N, C, H, W) or (N, F), or uint8 (N, H, W, C)"
+        )
+    x = x.astype(np.float32, copy=False)
+    if not np.isfinite(x).all():
+        first = int(np.argwhere(~np.isfinite(x))[0][0])
+        raise UsageError(f"{path}: x holds NaN or infinity, first in sample {first}")
+    return DataSet(x, labels, classes, named, (), (), fingerprint(x, labels, classes), str(path))
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(e.file_size for e in archive.infolist())
+        if total > MAX_TOTAL:
+            raise UsageError(f"{path} declares {total} bytes; the limit is {MAX_TOTAL >> 30} GiB")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {n: arrays[n] for n in arrays.files if n in (*_X, *_Y, "classes")}
+    except ValueError as error:
+        what = "holds pickled objects, which are refused" if "pickle" in str(error).lower() else f"is damaged: {error}"
+        raise UsageError(f"{path} {what}", hint="save plain arrays with np.savez(path, x=..., y=...)") from None
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, MemoryError) as error:
+        raise UsageError(f"{path} is not a readable npz: {error}") from None
+
+
+def _one_of(path: Path, arrays: dict[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[Any]:
+    found = [n for n in names if n in arrays]
+    if len(found) != 1:
+        raise UsageError(f"{path}: expected exactly one of the arrays {', '.join(names)}; found {found or 'none'}")
+    return arrays[found[0]]
+
+
+def _labels(path: Path, y: NDArray[Any], count: int) -> Int64:
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        hint = "one-hot labels become classes with y.argmax(1)" if y.ndim == 2 else "labels are class numbers from 0"
+        raise UsageError(f"{path}: y is {y.dtype} {y.shape}; expected integers (N,)", hint=hint)
+    if len(y) != count or not count:
+        raise UsageError(f"{path}: x holds {count} samples, y {len(y)} labels")
+    if int(y.min()) < 0 or int(y.max()) >= _MAX_CLASSES:
+        raise UsageError(f"{path}: labels must be in 0..{_MAX_CLASSES - 1}, got {y.min()}..{y.max()}")
+    return y.astype(np.int64)
+
+
+def _augment(raw: NDArray[Any], rng: np.random.Generator, channels_last: bool) -> NDArray[Any]:
+    """Random crop of the zero-padded images and random sideways flip, whole batch at once."""
+    x = raw if channels_last else raw.transpose(0, 2, 3, 1)
+    n, height, width, _ = x.shape
+    padded = np.pad(x, ((0, 0), (_PAD, _PAD), (_PAD, _PAD), (0, 0)))
+    rows = rng.integers(0, 2 * _PAD + 1, (n, 1)) + np.arange(height)
+    columns = rng.integers(0, 2 * _PAD + 1, (n, 1)) + np.arange(width)
+    flip = rng.random(n) < 0.5
+    columns[flip] = columns[flip][:, ::-1]
+    out: NDArray[Any] = padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return out if channels_last else out.transpose(0, 3, 1, 2)

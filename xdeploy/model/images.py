@@ -1,0 +1,165 @@
+"""Class folders of images, on disk or in a zip, decoded into one uint8 array.
+
+Nothing in a zip is trusted: names that lead outside, absurd sizes and broken images are refused by name.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from xdeploy.errors import UsageError
+from xdeploy.model.bars import Progress, stepping
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+MAX_FILE = 64 * 2**20  # bytes of one image file
+MAX_PIXELS = 64 * 2**20  # of one image
+MAX_TOTAL = 16 * 2**30  # bytes of all files, and of all decoded images
+BAR_FROM = 2000  # images from which decoding is worth a progress bar
+
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFiles:
+    """The files of a data set in order, and how to read one."""
+
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+    names: tuple[str, ...]
+    read: Callable[[str], bytes]
+
+
+def list_folder(path: Path) -> ImageFiles:
+    """Images below class folders.
+
+    Raises:
+        UsageError: no images, or fewer than two classes.
+    """
+    files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
+    large = next((n for n, p in files.items() if _is_image(n) and p.stat().st_size > MAX_FILE), None)
+    if large:
+        raise UsageError(f"{path}: {large} has more than {MAX_FILE >> 20} MiB")
+    return _by_class(str(path), list(files), lambda name: files[name].read_bytes())
+
+
+def list_zip(path: Path, archive: zipfile.ZipFile) -> ImageFiles:
+    """Images below class folders of an open zip, which may hold one folder around them.
+
+    Raises:
+        UsageError: as `list_folder`; names that lead outside, encryption, declared sizes over the limits.
+    """
+    total = 0
+    for entry in archive.infolist():
+        parts = PurePosixPath(entry.filename.replace("\\", "/")).parts
+        if ".." in parts or entry.filename.startswith("/") or (parts and ":" in parts[0]):
+            raise UsageError(f"{path}: the entry {entry.filename!r} leads outside the archive; it is refused")
+        total += entry.file_size
+        if (entry.file_size > MAX_FILE and _is_image(entry.filename)) or total > MAX_TOTAL:
+            raise UsageError(
+                f"{path}: {entry.filename!r} declares {entry.file_size} bytes; the limits are {MAX_FILE >> 20} MiB a "
+                f"file and {MAX_TOTAL >> 30} GiB in all"
+            )
+        if entry.flag_bits & 1:
+            raise UsageError(f"{path}: {entry.filename!r} is encrypted")
+
+    def read(name: str) -> bytes:
+        with archive.open(name) as file:  # never more than declared, whatever the stream would give
+            return file.read(archive.getinfo(name).file_size + 1)
+
+    return _by_class(str(path), [e.filename for e in archive.infolist() if not e.is_dir()], read)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _by_class(where: str, names: Sequence[str], read: Callable[[str], bytes]) -> ImageFiles:
+    """Sort names into classes: the first folder, or the second if all lie in one."""
+    split = [(n, PurePosixPath(n).parts) for n in sorted(names) if _is_image(n)]
+    split = [(n, p) for n, p in split if "__MACOSX" not in p and not any(x.startswith(".") for x in p)]
+    if not split:
+        raise UsageError(
+            f"{where} holds no images ({', '.join(SUFFIXES)}) in class folders",
+            hint="expected CLASS/IMAGE.png, or a .npz with x and y",
+        )
+    while len({p[0] for _, p in split}) == 1 and all(len(p) > 2 for _, p in split):
+        split = [(n, p[1:]) for n, p in split]
+    loose = next((n for n, p in split if len(p) < 2), None)
+    if loose:
+        raise UsageError(f"{where}: {loose} lies in no class folder", hint="expected CLASS/IMAGE.png")
+    classes = tuple(sorted({p[0] for _, p in split}))
+    if len(classes) < 2:
+        raise UsageError(f"{where} holds one class only ({classes[0]}); at least two class folders are needed")
+    if {c.lower() for c in classes} <= {"train", "test", "val", "valid", "validation"}:
+        raise UsageError(
+            f"{where} holds the splits {', '.join(classes)} instead of classes",
+            hint=f"give one as --data and another as --test-data, e.g. --data {where}/{classes[-1]}",
+        )
+    number = {c: i for i, c in enumerate(classes)}
+    labels = np.array([number[p[0]] for _, p in split], np.int64)
+    return ImageFiles(classes, labels, tuple(n for n, _ in split), read)
+
+
+def decode(files: ImageFiles, where: str, channels: int | None, progress: Progress | None) -> UInt8:
+    """Decode all images into (N, H, W, C); C is `channels`, or 1 if all images are grey and 3 otherwise.
+
+    Raises:
+        UsageError: a broken image, or one whose size differs from the first one's; named.
+    """
+    first, _ = _decode_one(files.read(files.names[0]), f"{where}: {files.names[0]}")
+    if len(files.names) * first.size > MAX_TOTAL:
+        raise UsageError(f"{where}: {len(files.names)} images of {first.shape[1]}x{first.shape[0]} exceed "
+                         f"{MAX_TOTAL >> 30} GiB", hint="scale the images to the model's input size")  # fmt: skip
+    depth = channels if channels in (1, 3) else 3
+    out = np.empty((len(files.names), *first.shape[:2], depth), np.uint8)
+    grey = np.zeros(len(files.names), bool)
+
+    def work(i: int) -> None:
+        name = f"{where}: {files.names[i]}"
+        image, grey[i] = _decode_one(files.read(files.names[i]), name, depth)
+        if image.shape != out.shape[1:]:
+            raise UsageError(
+                f"{name} is {image.shape[1]}x{image.shape[0]}, the first image {out.shape[2]}x{out.shape[1]} "
+                "(width x height)",
+                hint="scale all images to the model's input size",
+            )
+        out[i] = image
+
+    shown = progress if len(files.names) > BAR_FROM else (lambda what, done, total: None)
+    with stepping("reading images", len(files.names), shown) as step, ThreadPoolExecutor() as pool:
+        try:
+            for i, _ in enumerate(pool.map(work, range(len(files.names)))):
+                if i % 256 == 0:
+                    step(i)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return np.ascontiguousarray(out[..., :1]) if channels is None and grey.all() else out
+
+
+def _decode_one(data: bytes, name: str, channels: int = 3) -> tuple[UInt8, bool]:
+    """(H, W, channels) and whether the file is grey."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UsageError(f"{name} has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS >> 20} Mi")
+            if image.mode == "F" or image.mode.startswith("I"):
+                raise UsageError(
+                    f"{name} has more than 8 bits per channel (mode {image.mode})", hint="save it as 8 bit"
+                )
+            grey = image.mode in ("1", "L", "LA")
+            array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except UsageError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for broken files
+        raise UsageError(f"{name} is not a readable image: {error}") from None
+    return array.reshape(*array.shape[:2], channels), grey

@@ -1,0 +1,243 @@
+"""bind: LoweredGraph -> Program. Chooses the cheapest kernel row for every node, packs constants, places memory.
+
+Every decision is here as data: the builder after it decides nothing (S4). Input and output live in the caller's
+buffers; the arena holds what lies between. A node whose kernel allows it writes over the input that dies there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdeploy.errors import GateError, UnsupportedError
+from xdeploy.handover import write_json
+from xdeploy.kernel import KERNELS, Arg, Code, Kernel
+from xdeploy.lir.graph import LoweredGraph, Node
+from xdeploy.lir.ops import macs
+from xdeploy.memory import ALIASES, Buffer, Place, Storage, plan_memory
+from xdeploy.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One kernel call. `constants` maps the row's constant names to names in Program.constants."""
+
+    node: str
+    op: str
+    kernel: str
+    symbol: str
+    args: tuple[Arg, ...]
+    inputs: tuple[str, ...]
+    output: str
+    constants: Mapping[str, str]
+    workspace: int
+    workspace_offset: int
+    macs: int
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """All that the builder prints: calls in order, their functions and constants, and the memory plan."""
+
+    model: str  # a C identifier
+    target: str
+    form: str
+    align: int
+    calls: tuple[Call, ...]
+    aliases: tuple[str, ...]  # names of the nodes without a kernel
+    functions: Mapping[str, Code]
+    constants: Mapping[str, NDArray[Any]]
+    places: Mapping[str, Place]
+    lifetimes: tuple[Buffer, ...]  # of what lies in the arena: tensors by name, workspaces as "@<node>"
+    arena: int
+    lower_bound: int
+    found_by: str
+    memory: Mapping[str, int]  # the target's flash and ram in bytes, where it has limits
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all packed constants, without the padding between them."""
+        return sum(c.nbytes for c in self.constants.values())
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference."""
+        return sum(c.macs for c in self.calls)
+
+    def save(self, path: Path) -> None:
+        """Write program.json."""
+        write_json(path, describe(self))
+
+    def verify(self) -> None:
+        """Check the plan against itself and the target's memory.
+
+        Raises:
+            GateError: it does not fit. AssertionError: the plan is wrong (our bug).
+        """
+        for call in self.calls:
+            missing = set(call.constants.values()) - set(self.constants)
+            assert not missing, f"{call.node}: constants {missing} are not packed"
+            assert call.symbol in self.functions, f"{call.node}: no function {call.symbol}"
+            assert {a.name for a in call.args if a.kind == "const"} <= set(call.constants), call.node
+        self._verify_memory()
+        for what, need in (("flash", self.weight_bytes), ("ram", self.arena)):
+            limit = self.memory.get(what)
+            if limit is not None and need > limit:
+                needs = "weights" if what == "flash" else "the arena"
+                raise GateError(
+                    f"{self.model} does not fit {self.target}: {needs} take {need} bytes, its {what} is {limit}",
+                    hint="plan with a smaller budget (--flash, --ram) or choose a larger target",
+                )
+
+    def _verify_memory(self) -> None:
+        starts = {b.name: self._offset(b.name) for b in self.lifetimes}
+        for i, a in enumerate(self.lifetimes):
+            assert starts[a.name] % self.align == 0 <= starts[a.name] <= self.arena - a.size, f"{a.name} is misplaced"
+            for b in self.lifetimes[:i]:
+                apart = starts[a.name] >= starts[b.name] + b.size or starts[b.name] >= starts[a.name] + a.size
+                assert apart or not a.overlaps(b), f"{a.name} and {b.name} overlap in the arena"
+
+    def _offset(self, name: str) -> int:
+        if name.startswith("@"):
+            return next(c.workspace_offset for c in self.calls if c.node == name[1:])
+        return self.places[name].offset
+
+
+def identifier(name: str) -> str:
+    """A lower-case C identifier part made of `name`, at most 40 characters."""
+    word = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:40].strip("_")
+    return word if word[:1].isalpha() else f"m{word}"
+
+
+def bind(graph: LoweredGraph, target: Target, model_name: str, form: str = "tuned") -> Program:
+    """Choose kernels and place memory.
+
+    Args:
+        graph: a verified graph.
+        target: whose features, memory and alignment decide.
+        model_name: of the model; made into a C identifier.
+        form: "tuned" (any row of the target) or "portable" (rows of C99 only).
+
+    Raises:
+        UnsupportedError: no kernel row applies to a node. GateError: weights or arena exceed the target's memory.
+    """
+    name = identifier(model_name)
+    nodes = [n for n in graph.nodes if n.op not in ALIASES]
+    rows = [choose(graph, n, target, form) for n in nodes]
+    functions, constants = _Functions(f"xd_{name}"), _Constants(f"xd_{name}")
+    parts = []
+    for node, row in zip(nodes, rows, strict=True):
+        code = row.emit(graph, node, target)
+        keys = {key: constants.add(array) for key, array in row.pack(graph, node).items()}
+        parts.append((functions.add(row, code), code.args, keys))
+    spaces = {n.name: r.workspace(graph, n) for n, r in zip(nodes, rows, strict=True)}
+    storage = Storage(graph, dict(zip((n.name for n in nodes), rows, strict=True)))
+    layout = plan_memory([*storage.buffers(), *_workspaces(graph, spaces)], target.align)
+    calls = tuple(
+        Call(n.name, n.op, r.name, symbol, args, n.inputs, n.output, keys, spaces[n.name],
+             layout.offsets.get(f"@{n.name}", 0), macs(graph, n), float(r.cost(graph, n, target)))
+        for n, r, (symbol, args, keys) in zip(nodes, rows, parts, strict=True)
+    )  # fmt: skip
+    limits = {k: int(target.memory[k]) for k in ("flash", "ram") if k in target.memory}
+    program = Program(
+        name, target.name, form, target.align, calls, tuple(n.name for n in graph.nodes if n.op in ALIASES),
+        functions.table, constants.table, storage.places(layout),
+        (*storage.buffers(), *_workspaces(graph, spaces)), layout.arena, layout.lower_bound, layout.found_by, limits,
+    )  # fmt: skip
+    program.verify()
+    return program
+
+
+def choose(graph: LoweredGraph, node: Node, target: Target, form: str = "tuned") -> Kernel:
+    """The cheapest row that applies to the node; ties go to the first name.
+
+    Raises:
+        UnsupportedError: none applies.
+    """
+    isas = ("c99",) if form == "portable" else target.features
+    rows = [r for r in KERNELS.values() if r.op == node.op and r.isa in isas and r.applies(graph, node, target)]
+    if not rows:
+        weights = f" with {node.format.name} weights" if node.format else ""
+        names = sorted({r.weight for r in KERNELS.values() if r.op == node.op and r.isa in isas})
+        raise UnsupportedError(
+            f"{node.name}: no {form} kernel for {node.op}{weights} on {target.name}",
+            hint=f"weight formats with a kernel there: {', '.join(names) or 'none'}",
+        )
+    return min(rows, key=lambda r: (r.cost(graph, node, target), r.name))
+
+
+def _workspaces(graph: LoweredGraph, sizes: Mapping[str, int]) -> list[Buffer]:
+    steps = {n.name: i for i, n in enumerate(graph.nodes)}
+    return [Buffer(f"@{name}", size, steps[name], steps[name]) for name, size in sizes.items() if size]
+
+
+class _Functions:
+    """Distinct functions; nodes of one row with equal text share one."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.table: dict[str, Code] = {}
+        self._known: dict[tuple[str, str, str], str] = {}
+
+    def add(self, row: Kernel, code: Code) -> str:
+        stem = re.sub(r"\W+", "_", row.name.replace("_-", ""))
+        key = (stem, code.text, code.llvm_ir)
+        if key not in self._known:
+            count = sum(known[0] == stem for known in self._known)
+            self._known[key] = f"{self.prefix}_{stem}_{count}"
+            self.table[self._known[key]] = code
+        return self._known[key]
+
+
+class _Constants:
+    """Distinct packed arrays, named in order of use."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.table: dict[str, NDArray[Any]] = {}
+        self._known: dict[tuple[str, bytes], str] = {}
+
+    def add(self, array: NDArray[Any]) -> str:
+        flat = np.ascontiguousarray(array).reshape(-1)
+        key = (str(flat.dtype), flat.tobytes())
+        if key not in self._known:
+            self._known[key] = f"{self.prefix}_c{len(self._known)}"
+            self.table[self._known[key]] = flat
+        return self._known[key]
+
+
+def describe(program: Program) -> dict[str, Any]:
+    """The content of program.json."""
+    arrays, places = program.constants, program.places
+
+    def place(name: str) -> dict[str, Any]:
+        p = places[name]
+        return {"tensor": name, "in": p.kind, "offset": p.offset, "bytes": p.size}
+
+    nodes = [
+        {
+            "name": c.node, "op": c.op, "kernel": c.kernel, "symbol": c.symbol,
+            "inputs": [place(t) for t in c.inputs], "output": place(c.output),
+            "workspace": {"offset": c.workspace_offset, "bytes": c.workspace},
+            "constants": {k: {"symbol": s, "bytes": arrays[s].nbytes, "type": str(arrays[s].dtype)}
+                          for k, s in c.constants.items()},
+            "bytes": sum(arrays[s].nbytes for s in c.constants.values()),
+            "macs": c.macs, "estimated_instructions": c.cost,
+        }
+        for c in program.calls
+    ]  # fmt: skip
+    return {
+        "schema": "xdeploy.program/1",
+        "model": program.model, "target": program.target, "form": program.form,
+        "arena": {"bytes": program.arena, "lower_bound": program.lower_bound,
+                  "gap": program.arena - program.lower_bound, "align": program.align, "found_by": program.found_by},
+        "weight_bytes": program.weight_bytes, "macs": program.macs,
+        "functions": len(program.functions), "aliases": list(program.aliases), "nodes": nodes,
+    }  # fmt: skip

@@ -1,0 +1,132 @@
+"""Scores without propagation rules, to compare with and to fall back on: each drives the plan like any other.
+
+* `magnitude`: |w|; channels by their L1 norm; every change of a weight matters alike.
+* `random`: uniform draws, the floor of any comparison.
+* `gradient`: gradient times activation of the explained logit, r = w * dlogit/dw per sample.
+* `taylor`: the same of the cross entropy (Molchanov et al. 2017): first-order change of the loss.
+* `fisher`: (w * dloss/dw)^2; its sensitivity is the diagonal of the empirical Fisher information.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (torch's own convention)
+
+from xdeploy.model.network import Network
+from xdeploy.model.torchmodule import NetworkModule
+from xdeploy.recipe import RelevanceOptions
+from xdeploy.relevance.method import (
+    METHODS,
+    Batch,
+    Collector,
+    Scores,
+    batch_sums,
+    explained_class,
+    forward_all,
+    weighted_modules,
+)
+
+NOT_EXPLAINED = 1.0  # residual of methods that give no part of the output to anything
+NOTE = {"conservation": "not a property of this method"}
+
+Objective = Callable[[Tensor, Tensor], Tensor]  # logits, classes -> one number per sample (N,)
+
+
+def logit(logits: Tensor, classes: Tensor) -> Tensor:
+    """The logit of each sample's class."""
+    return logits.gather(1, classes[:, None])[:, 0]
+
+
+def loss(logits: Tensor, classes: Tensor) -> Tensor:
+    """Cross entropy of each sample."""
+    return F.cross_entropy(logits, classes, reduction="none")
+
+
+def gradients(network: Network, batches: Iterable[Batch], options: RelevanceOptions, objective: Objective) -> Collector:
+    """Collect signal = d objective / d z of every weighted layer; relevance = z * signal."""
+    module = NetworkModule(network).eval()
+    modules = weighted_modules(module)
+    sums = Collector(modules)
+    for x, y in batches:
+        leaf = x.detach().requires_grad_()
+        values = forward_all(module, leaf)
+        logits = values[network.output.name]
+        found = objective(logits, explained_class(logits, y, options))
+        places = [leaf, *(values[n] for n in modules)]
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(found.sum(), places, allow_unused=True)
+        kept = torch.zeros(len(x), dtype=torch.float64)
+        for name, s in zip(modules, grads[1:], strict=True):
+            if s is None:  # nobody reads this layer
+                continue
+            z, bias = values[name].detach(), modules[name].bias
+            sums.add_layer(name, values[network[name].inputs[0]].detach(), s, z * s)
+            assert bias is not None
+            kept += batch_sums(s * bias.reshape(-1, *[1] * (s.dim() - 2)))
+        arrived = torch.zeros_like(kept) if grads[0] is None else batch_sums(leaf * grads[0])
+        sums.add_balance(arrived, kept, found.detach().double())
+        sums.samples += len(x)
+    return sums
+
+
+@METHODS.register("gradient")
+def gradient(network: Network, batches: Iterable[Batch], options: RelevanceOptions, seed: int) -> Scores:
+    """Gradient times activation of the explained logit; conserves exactly in piecewise linear networks."""
+    return gradients(network, batches, options, logit).scores({})
+
+
+@METHODS.register("taylor")
+def taylor(network: Network, batches: Iterable[Batch], options: RelevanceOptions, seed: int) -> Scores:
+    """First-order change of the cross entropy."""
+    scores = gradients(network, batches, options, loss).scores(NOTE)
+    scores.conservation_residual = NOT_EXPLAINED
+    return scores
+
+
+@METHODS.register("fisher")
+def fisher(network: Network, batches: Iterable[Batch], options: RelevanceOptions, seed: int) -> Scores:
+    """Empirical Fisher information of the cross entropy: weight = w^2 * mean G^2, channel = its sum over the filter."""
+    scores = gradients(network, batches, options, loss).scores(NOTE)
+    weight = {n: network.params[n]["weight"] ** 2 * g for n, g in scores.sensitivity.items()}
+    scores.weight, scores.channel = weight, {n: _per_channel(w) for n, w in weight.items()}
+    scores.conservation_residual = NOT_EXPLAINED
+    return scores
+
+
+@METHODS.register("magnitude")
+def magnitude(network: Network, batches: Iterable[Batch], options: RelevanceOptions, seed: int) -> Scores:
+    """|w|, without looking at data."""
+    weight = {x.name: np.abs(network.params[x.name]["weight"]) for x in network.weighted()}
+    return _data_free(network, batches, weight, {n: np.ones_like(w) for n, w in weight.items()}, NOTE)
+
+
+@METHODS.register("random")
+def random(network: Network, batches: Iterable[Batch], options: RelevanceOptions, seed: int) -> Scores:
+    """Uniform draws in 0..1 of a generator of its own."""
+    rng = np.random.default_rng(seed)
+    weight = {x.name: _draw(rng, network.params[x.name]["weight"].shape) for x in network.weighted()}
+    return _data_free(network, batches, weight, weight, NOTE)
+
+
+def _data_free(
+    network: Network,
+    batches: Iterable[Batch],
+    weight: dict[str, Any],
+    sensitivity: dict[str, Any],
+    note: dict[str, str],
+) -> Scores:
+    samples = sum(len(x) for x, _ in batches)  # read, so that progress and the count are those of other methods
+    channel = {n: _per_channel(w) for n, w in weight.items()}
+    return Scores(weight, channel, sensitivity, note, NOT_EXPLAINED, samples)
+
+
+def _draw(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    return rng.random(shape, dtype=np.float32)
+
+
+def _per_channel(weight: Any) -> Any:
+    return weight.reshape(len(weight), -1).sum(axis=1).astype(np.float32)

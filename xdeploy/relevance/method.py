@@ -1,0 +1,198 @@
+"""What a relevance method is, and `score`: one method over a stream of batches -> RelevanceMap.
+
+A method is a function of (network, batches, options, seed) in one file of this folder, registered by name. The network
+is plain data and every method builds its own module from it, so nothing of the user's model is ever touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xdeploy.errors import ModelError, UsageError
+from xdeploy.handover import RelevanceMap
+from xdeploy.model.network import Network
+from xdeploy.model.torchmodule import Conv, Dense, NetworkModule
+from xdeploy.recipe import RelevanceOptions
+from xdeploy.registry import Registry
+from xdeploy.relevance.moments import add_moments
+
+Float32 = NDArray[np.float32]
+Batch = tuple[Tensor, Tensor]  # float32 (N, *input shape), int64 (N,)
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+CHUNK = 32  # samples scored at once: bounds memory whatever the caller's batches are
+
+
+@dataclass(slots=True)
+class Scores:
+    """What a method returns: scores by layer, what it did, how well it conserves, and the samples it used."""
+
+    weight: Mapping[str, Float32]
+    channel: Mapping[str, Float32]
+    sensitivity: Mapping[str, Float32]
+    parameters: Mapping[str, Any]
+    conservation_residual: float
+    samples: int
+
+
+Method = Callable[[Network, Iterable[Batch], RelevanceOptions, int], Scores]
+METHODS: Registry[Method] = Registry("relevance method", "xdeploy.relevance")
+
+
+def score(
+    network: Network,
+    batches: Iterable[Batch],
+    options: RelevanceOptions,
+    fingerprint: str,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> RelevanceMap:
+    """Score every weight and output channel of a network.
+
+    Args:
+        network: the float network, BatchNorm folded; not changed. Of a final softmax the logits are explained.
+        batches: inputs and labels; at most `options.samples` samples are read, memory does not grow with them.
+        options: method, composite, number of samples and target class.
+        fingerprint: of the data, recorded in the map.
+        progress: told ("score", samples done, samples wanted).
+        seed: of methods that draw random numbers.
+
+    Raises:
+        UsageError: unknown method, or no samples. ModelError: scores that are not finite.
+    """
+    method = METHODS[options.method]
+    scores = method(logit_network(network), chunks(batches, options.samples, progress), options, seed)
+    if scores.samples == 0:
+        raise UsageError("scoring needs at least one sample, got none")
+    for name, values in scores.weight.items():
+        if not (np.isfinite(values).all() and np.isfinite(scores.channel[name]).all()):
+            raise ModelError(
+                f"{name}: its relevance is not finite", hint="check the weights and the data for infinities"
+            )
+    parameters = {"target": options.target, "seed": seed, **scores.parameters}
+    return RelevanceMap(
+        options.method, parameters, fingerprint, scores.samples,
+        scores.weight, scores.channel, scores.sensitivity, scores.conservation_residual,
+    )  # fmt: skip
+
+
+def logit_network(network: Network) -> Network:
+    """The network without a final softmax."""
+    if network.output.kind != "softmax":
+        return network
+    return Network(network.layers[:-1], network.params)
+
+
+def chunks(batches: Iterable[Batch], samples: int, progress: Progress | None) -> Iterator[Batch]:
+    """Cut batches into pieces of at most CHUNK samples and stop after `samples`."""
+    done = 0
+    for x, y in batches:
+        wanted = min(len(x), samples - done)
+        for start in range(0, wanted, CHUNK):
+            stop = min(start + CHUNK, wanted)
+            yield x[start:stop], y[start:stop]
+            done += stop - start
+            if progress is not None:
+                progress("score", done, samples)
+        if done >= samples:
+            return
+
+
+def explained_class(logits: Tensor, labels: Tensor, options: RelevanceOptions) -> Tensor:
+    """The class explained for each sample (N,): its label, or the one the network predicts.
+
+    Raises:
+        UsageError: a label is no class of the network.
+    """
+    if options.target == "predicted":
+        return logits.argmax(dim=1)
+    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
+        raise UsageError(
+            f"labels go from {int(labels.min())} to {int(labels.max())}, the network has {logits.shape[1]} classes"
+        )
+    return labels
+
+
+def forward_all(module: NetworkModule, x: Tensor) -> dict[str, Tensor]:
+    """Outputs of all layers by name, input included; the last one must be (N, classes).
+
+    Raises:
+        ModelError: the network does not end in one vector of logits.
+    """
+    layers = module.network.layers
+    values = {layers[0].name: x}
+    for layer, step in zip(layers[1:], module.steps, strict=True):
+        values[layer.name] = step(*(values[i] for i in layer.inputs))
+    if values[layers[-1].name].dim() != 2:
+        raise ModelError(f"{layers[-1].name}: only networks that end in class scores can be explained")
+    return values
+
+
+def weighted_modules(module: NetworkModule) -> dict[str, Conv | Dense]:
+    """The convolution and linear layers by name."""
+    return {n: m for n, m in module.modules_by_name.items() if isinstance(m, Conv | Dense)}
+
+
+def batch_sums(x: Tensor) -> Tensor:
+    """Sum of each sample (N,), in float64."""
+    return x.detach().flatten(1).double().sum(dim=1)
+
+
+@dataclass(slots=True)
+class Collector:
+    """Running sums over samples; `magnitude` of |G|, `square` of G^2 (G: per-sample signal of each weight)."""
+
+    modules: Mapping[str, Conv | Dense]
+    samples: int = 0
+    magnitude: dict[str, Tensor] = field(default_factory=dict)
+    square: dict[str, Tensor] = field(default_factory=dict)
+    channel: dict[str, Tensor] = field(default_factory=dict)
+    lost: float = 0.0
+    explained: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, module in self.modules.items():
+            self.magnitude[name] = torch.zeros_like(module.weight.detach())
+            self.square[name] = torch.zeros_like(module.weight.detach())
+            self.channel[name] = torch.zeros(len(module.weight), dtype=torch.float64)
+
+    def add_layer(self, name: str, a: Tensor, s: Tensor, r: Tensor) -> None:
+        """Count one layer of one batch: its input a, the signal s and the relevance r of its output.
+
+        A channel counts the magnitude of its relevance summed over positions, for each sample: that ranked filters
+        best where it was measured (and is what Yeom et al. 2021 sum).
+        """
+        with torch.no_grad():
+            add_moments(self.modules[name], a, s, self.magnitude[name], self.square[name])
+            self.channel[name] += r.reshape(*r.shape[:2], -1).sum(dim=2).abs().double().sum(dim=0)
+
+    def add_balance(self, arrived: Tensor, absorbed: Tensor, sent: Tensor) -> None:
+        """Count conservation per sample (N,): relevance at the input, kept by biases, and sent from the output."""
+        self.lost += float((arrived + absorbed - sent).abs().sum())
+        self.explained += float(sent.abs().sum())
+
+    @property
+    def residual(self) -> float:
+        """Mean over samples of |R_in + bias share - R_out|, relative to the mean |R_out|."""
+        return self.lost / max(self.explained, 1e-30)
+
+    def scores(self, parameters: Mapping[str, Any]) -> Scores:
+        """Means over samples: weight = |w| * mean |G|, sensitivity = mean G^2, channel = mean |R|."""
+        n = max(self.samples, 1)
+        weight = {k: self.modules[k].weight.detach().abs() * v / n for k, v in self.magnitude.items()}
+        return Scores(
+            as_float32(weight), as_float32({k: v / n for k, v in self.channel.items()}),
+            as_float32({k: v / n for k, v in self.square.items()}), parameters, self.residual, self.samples,
+        )  # fmt: skip
+
+
+def as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Float32]:
+    """The tensors as numpy float32 arrays."""
+    return {k: v.detach().to(torch.float32).numpy() for k, v in tensors.items()}
