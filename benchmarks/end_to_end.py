@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xdeploy.console import Console
-from xdeploy.handover import write_json
+from xdeploy.files import write_json
 from xdeploy.pipeline import Request, run
 from xdeploy.recipe import Recipe
 

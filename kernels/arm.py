@@ -7,7 +7,8 @@ through the same two or three functions: code size is paid once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,9 @@ class SmladRow:
         shape = Shape.of(graph, node)
         step = {1: 10 / 8, 3: 20 / 24, 4: 1.0}[self.pixels] + (0.0 if self.format.bits == 8 else 0.1)
         tiles = -(-shape.pixels // self.pixels) * -(-shape.out_channels // CHANNELS)
-        per_tile = 4 * _quads(shape) * self.pixels * CHANNELS * step + 22 + (5 + 6 * has_residual(node)) * self.pixels * 2
+        per_tile = (
+            4 * _quads(shape) * self.pixels * CHANNELS * step + 22 + (5 + 6 * has_residual(node)) * self.pixels * 2
+        )
         table = 2000.0 if self.format.codebook else 0.0
         gather = (1.3 if shape.per_group % 4 == 0 else 4.0) * shape.row + 30 * shape.kernel[0]
         return tiles * per_tile + gather * shape.pixels + table
@@ -121,81 +124,128 @@ class SmladRow:
 
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """Gather a tile's windows, call the assembly, and so on."""
-        return _Writer(self, graph, node).code()
+        return _Writer(self, graph, node).write()
 
     def scalars(self, shape: Shape) -> dict[str, int]:
-        """The geometry the function is called with."""
-        run = shape.kernel[1] * shape.channels
-        return {
-            "tile": self.pixels, "tiles": -(-shape.pixels // self.pixels), "pixels": shape.pixels, "height": shape.height,
-            "width": shape.width, "channels": shape.channels, "kh": shape.kernel[0], "kw": shape.kernel[1],
-            "dy": shape.dilation[0], "dx": shape.dilation[1], "sy": shape.stride[0], "sx": shape.stride[1],
-            "first_y": -shape.pads[0], "first_x": -shape.pads[1], "run": run, "quads": _quads(shape),
-            # windows that begin in column 0..reach lie inside the row; a dilated one is never one run
-            "reach": shape.width - shape.kernel[1] if shape.dilation[1] == 1 else -1,
-            "last_x": shape.out_width * shape.stride[1] - shape.pads[1],
-            "bytes_at": self._bytes_at(shape), "out_channels": shape.out_channels,
-        }  # fmt: skip
+        """What the function is called with beside the window geometry."""
+        return {"quads": _quads(shape), "bytes_at": self._bytes_at(shape)}
 
 
-class _Writer:
-    """Writes one function of a SmladRow."""
+def window_scalars(shape: Shape, pixels: int) -> dict[str, int]:
+    """The geometry of gathering windows, passed as scalars so that all shapes share one function."""
+    return {
+        "tile": pixels, "tiles": -(-shape.pixels // pixels), "pixels": shape.pixels, "height": shape.height,
+        "width": shape.width, "channels": shape.channels, "kh": shape.kernel[0], "kw": shape.kernel[1],
+        "dy": shape.dilation[0], "dx": shape.dilation[1], "sy": shape.stride[0], "sx": shape.stride[1],
+        "first_y": -shape.pads[0], "first_x": -shape.pads[1], "run": shape.kernel[1] * shape.channels,
+        # windows that begin in column 0..reach lie inside the row; a dilated one is never one run
+        "reach": shape.width - shape.kernel[1] if shape.dilation[1] == 1 else -1,
+        "last_x": shape.out_width * shape.stride[1] - shape.pads[1], "out_channels": shape.out_channels,
+    }  # fmt: skip
 
-    def __init__(self, row: SmladRow, graph: LoweredGraph, node: Node) -> None:
-        self.row, self.node, self.shape = row, node, Shape.of(graph, node)
-        self.whole = self.shape.channels % 4 == 0
-        self.tile = row.tile(node)
+
+class WindowWriter(ABC):
+    """Writes a function that gathers the windows of a tile of pixels and calls assembly functions on them."""
+
+    def __init__(self, pixels: int, graph: LoweredGraph, node: Node, weights: str) -> None:
+        self.pixels, self.node, self.shape = pixels, node, Shape.of(graph, node)
         self.source = s = Source()
         s.input(0, "X")
-        s.const("W", "weights", "int8" if row.format.bits == 8 else "uint8")
+        s.const("W", "weights", weights)
         s.const("B", "bias_multiplier", "int32")
+        if has_residual(node):
+            s.input(1, "R")
         s.output("Y")
         s.workspace("P", "int8")
         s.local("at", 2)
-        for name, value in row.scalars(self.shape).items():
+        for name, value in window_scalars(self.shape, pixels).items():
             s.integer(name, value)
         s.integer("in_zero", node.attrs["in_zero"])
-        self.functions: dict[str, str] = {}  # name -> LLVM IR
+        self._functions: dict[str, str] = {}  # name -> LLVM IR
 
-    def _call(self, function: tuple[str, str], *args: str) -> None:
+    @abstractmethod
+    def move(self, source: str, to: str, count: str) -> None:
+        """Copy `count` contiguous input codes to position `to` of the window of pixel p."""
+
+    @abstractmethod
+    def pad(self, to: str) -> None:
+        """Write the padding of one tap (all channels) at position `to` of the window of pixel p."""
+
+    def finish(self) -> None:
+        """After a window is complete."""
+
+    def call(self, function: tuple[str, str], *args: str) -> None:
+        """Call an assembly function (LLVM IR, name) and bring it along."""
         text, name = function
-        self.functions[name] = text
+        self._functions[name] = text
         self.source(f'T.evaluate(T.call_extern("int32", "{name}", {", ".join(args)}))')
 
-    def code(self) -> Code:
+    def stack_arguments(self, names: Sequence[str], known: Mapping[str, str]) -> list[str]:
+        """Values of the tile function's stack arguments: `known` expressions, else attributes as scalars, else 0."""
+        a = self.node.attrs
+        return [known.get(n) or (self.source.integer(n, a[n]) if n in a else "0") for n in names]
+
+    def code(self, tile: tuple[str, str], arguments: Sequence[str]) -> Code:
+        """The loops over tiles and pixels around gathering and `tile`."""
         s = self.source
-        arguments = self._arguments()
-        if self.row.format.codebook:
-            self._table()
-        if not self.whole:  # codes after the window meet code 0 of a codebook, which need not be the value 0
-            with s.block("for i in range(quads * 4):"):
-                s("P[bytes_at + i] = T.int8(0)")
         s("at[0] = first_y", "at[1] = first_x")
         # T.max(n, 1) tells LLVM that no loop is empty, which spares it a second copy of what follows
         with s.block("for t in range(T.max(tiles, 1)):"):
             s("valid: T.let[T.int32] = T.min(pixels - t * tile, tile)")
             with s.block("for p in range(T.max(valid, 1)):"):
-                self._gather()
-            self._call(self.tile.function(), *arguments)
-        return s.code("".join(self.functions.values()))
+                self._window()
+            self.call(tile, *arguments)
+        return s.code("".join(self._functions.values()))
+
+    def _window(self) -> None:
+        s = self.source
+        with s.block("for ky in range(T.max(kh, 1)):"):
+            s("iy: T.let[T.int32] = at[0] + ky * dy")
+            with s.block("if iy >= 0 and iy < height and at[1] >= 0 and at[1] <= reach:"):
+                self.move("(iy * width + at[1]) * channels", "ky * run", "run")
+            with s.block("else:"), s.block("for kx in range(T.max(kw, 1)):"):
+                s("ix: T.let[T.int32] = at[1] + kx * dx")
+                with s.block("if iy >= 0 and iy < height and ix >= 0 and ix < width:"):
+                    self.move("(iy * width + ix) * channels", "ky * run + kx * channels", "channels")
+                with s.block("else:"):
+                    self.pad("ky * run + kx * channels")
+        self.finish()
+        s("at[1] = at[1] + sx")
+        with s.block("if at[1] == last_x:"):
+            s("at[1] = first_x", "at[0] = at[0] + sy")
+
+
+class _Writer(WindowWriter):
+    """Writes one function of a SmladRow."""
+
+    def __init__(self, row: SmladRow, graph: LoweredGraph, node: Node) -> None:
+        super().__init__(row.pixels, graph, node, "int8" if row.format.bits == 8 else "uint8")
+        self.row, self.whole, self.tile = row, self.shape.channels % 4 == 0, row.tile(node)
+        for name, value in row.scalars(self.shape).items():
+            self.source.integer(name, value)
+
+    def write(self) -> Code:
+        """The whole function."""
+        s = self.source
+        arguments = self._arguments()
+        if self.row.format.codebook:
+            self._table()
+        if not self.whole:  # codes after the window meet code 0 of a codebook, which need not be the value 0
+            with s.block("for i in range(4):"):
+                s("P[bytes_at + quads * 4 - 4 + i] = T.int8(0)")
+        return self.code(self.tile.function(), arguments)
 
     def _arguments(self) -> list[str]:
-        s, a, add = self.source, self.node.attrs, has_residual(self.node)
-        if add:
-            s.input(1, "R")
-        start = f"t * {self.row.pixels} * out_channels"
-        values = {
-            "turns_end": f"T.address_of(P[quads * {8 * self.row.pixels}])",
-            "entry": s.integer("entry", self.tile.entry(_quads(self.shape))),
+        start = f"t * {self.pixels} * out_channels"
+        known = {
+            "turns_end": f"T.address_of(P[quads * {8 * self.pixels}])",
+            "entry": self.source.integer("entry", self.tile.entry(_quads(self.shape))),
             "channels": "out_channels", "stride": "out_channels", "valid": "valid",
             "table": "T.address_of(P[table_at])" if self.row.format.codebook else "T.address_of(P[0])",
-            "residual": f"T.address_of(R[{start}])" if add else "T.address_of(P[0])",
+            "residual": f"T.address_of(R[{start}])" if self.tile.residual else "T.address_of(P[0])",
         }  # fmt: skip
-        for name in STACK_ARGS:
-            if name not in values:
-                values[name] = s.integer(name, a[name]) if name in a else "0"
         pointers = ("P[0]", "W[0]", "B[0]", f"Y[{start}]")
-        return [*(f"T.address_of({p})" for p in pointers), *(values[name] for name in STACK_ARGS)]
+        return [*(f"T.address_of({p})" for p in pointers), *self.stack_arguments(STACK_ARGS, known)]
 
     def _table(self) -> None:
         """Pairs of codebook entries for every byte of two codes."""
@@ -204,47 +254,33 @@ class _Writer:
         s.view("S", "P", "int32")
         s.integer("table_at", self.row.table_at(self.shape))
         s.integer("entries", 16)
-        with s.block("for i in range(entries):"), s.block("for j in range(entries):"):
+        with s.block("for i in range(T.max(entries, 1)):"), s.block("for j in range(T.max(entries, 1)):"):
             low = 'T.bitwise_and(T.cast(E[j], "int32"), 65535)'
             high = 'T.shift_left(T.cast(E[i], "int32"), 16)'
             s(f"S[T.shift_right(table_at, 2) + i * 16 + j] = T.bitwise_or({low}, {high})")
 
-    def _gather(self) -> None:
-        s = self.source
-        with s.block("for ky in range(T.max(kh, 1)):"):
-            s("iy: T.let[T.int32] = at[0] + ky * dy")
-            with s.block("if iy >= 0 and iy < height and at[1] >= 0 and at[1] <= reach:"):
-                self._run("(iy * width + at[1]) * channels", "ky * run", "run")
-            with s.block("else:"), s.block("for kx in range(T.max(kw, 1)):"):
-                s("ix: T.let[T.int32] = at[1] + kx * dx")
-                with s.block("if iy >= 0 and iy < height and ix >= 0 and ix < width:"):
-                    self._run("(iy * width + ix) * channels", "ky * run + kx * channels", "channels")
-                with s.block("else:"):
-                    self._padding("ky * run + kx * channels")
-        if not self.whole:
-            target = "T.address_of(P[p * 8])"
-            self._call(widen(self.row.pixels), "T.address_of(P[bytes_at])", target, "quads")
-        s("at[1] = at[1] + sx")
-        with s.block("if at[1] == last_x:"):
-            s("at[1] = first_x", "at[0] = at[0] + sy")
-
-    def _run(self, source: str, to: str, count: str) -> None:
-        """Move `count` contiguous codes to position `to` of the window."""
+    def move(self, source: str, to: str, count: str) -> None:
+        """Widen at once, or collect bytes where channels are no multiple of 4."""
         if self.whole:
-            place = f"T.address_of(P[p * 8 + ({to}) * {2 * self.row.pixels}])"
-            self._call(widen(self.row.pixels), f"T.address_of(X[{source}])", place, f"T.shift_right({count}, 2)")
+            place = f"T.address_of(P[p * 8 + ({to}) * {2 * self.pixels}])"
+            self.call(widen(self.pixels), f"T.address_of(X[{source}])", place, f"T.shift_right({count}, 2)")
         else:
-            self._call(copy(), f"T.address_of(X[{source}])", f"T.address_of(P[bytes_at + {to}])", count)
+            self.call(copy(), f"T.address_of(X[{source}])", f"T.address_of(P[bytes_at + {to}])", count)
 
-    def _padding(self, to: str) -> None:
-        s = self.source
+    def pad(self, to: str) -> None:
+        """The zero point, as pairs of int16 or as bytes."""
         if self.whole:
             pair = "T.bitwise_or(T.bitwise_and(in_zero, 65535), T.shift_left(in_zero, 16))"
-            place = f"T.address_of(P[p * 8 + ({to}) * {2 * self.row.pixels}])"
-            self._call(spread(self.row.pixels), place, "T.shift_right(channels, 2)", pair)
+            place = f"T.address_of(P[p * 8 + ({to}) * {2 * self.pixels}])"
+            self.call(spread(self.pixels), place, "T.shift_right(channels, 2)", pair)
             return
-        with s.block("for c in range(channels):"):
-            s(f'P[bytes_at + {to} + c] = T.cast(in_zero, "int8")')
+        with self.source.block("for c in range(T.max(channels, 1)):"):
+            self.source(f'P[bytes_at + {to} + c] = T.cast(in_zero, "int8")')
+
+    def finish(self) -> None:
+        """Widen the collected bytes."""
+        if not self.whole:
+            self.call(widen(self.pixels), "T.address_of(P[bytes_at])", "T.address_of(P[p * 8])", "quads")
 
 
 def _register(op: str, name: str, pixels: int) -> None:

@@ -33,10 +33,16 @@ def function(stem: str, types: str, lines: list[str]) -> tuple[str, str]:
     """
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
     name = f"xd_{stem}_{digest}"
-    head = [f".ifndef {name}", f'.section .text.{name},"ax",%progbits', ".syntax unified", ".p2align 2", f".weak {name}"]
+    head = [
+        f".ifndef {name}",
+        f'.section .text.{name},"ax",%progbits',
+        ".syntax unified",
+        ".p2align 2",
+        f".weak {name}",
+    ]
     head += [f".type {name},%function", ".code 16", ".thumb_func", f"{name}:"]
     text = [*head, *lines, f".size {name}, .-{name}", ".endif", ".text"]
-    escaped = (line.replace('"', '\\22') for line in text)
+    escaped = (line.replace('"', "\\22") for line in text)
     assembly = "".join(f'module asm "{line}"\n' for line in escaped)
     return f"{assembly}declare i32 @{name}({types}) noduplicate nounwind\n", name
 
@@ -104,7 +110,12 @@ class Tile:
             if self.bits == 2:  # one word holds two quads: the pointer moves on after the second
                 load = [f"ldr.w {b0}, [{w}]"] if quad == 0 else [f"ldr.w {b0}, [{w}], #4", f"lsl.w {b0}, {b0}, #4"]
             load += [f"lsl.w {b2}, {b0}, #{self.bits}", f"and {b0}, {b0}, {mask}", f"and {b2}, {b2}, {mask}"]
-        halves = [f"sxtb16 {b1}, {b0}, ror #8", f"sxtb16 {b0}, {b0}", f"sxtb16 {b3}, {b2}, ror #8", f"sxtb16 {b2}, {b2}"]
+        halves = [
+            f"sxtb16 {b1}, {b0}, ror #8",
+            f"sxtb16 {b0}, {b0}",
+            f"sxtb16 {b3}, {b2}, ror #8",
+            f"sxtb16 {b2}, {b2}",
+        ]
         return load + halves
 
     def _step(self, quad: int) -> list[str]:
@@ -127,12 +138,18 @@ class Tile:
             lines += [f"ldr.w {r}, [{table}, {r}, lsl #2]" for r in b]
             for p in [*range(1, self.pixels), 0]:
                 last = not p and not offset
-                lines.append(f"ldr.w {a}, [{x}], #{8 * self.pixels}" if last else f"ldr.w {a}, [{x}, #{8 * p + offset}]")
+                lines.append(
+                    f"ldr.w {a}, [{x}], #{8 * self.pixels}" if last else f"ldr.w {a}, [{x}, #{8 * p + offset}]"
+                )
                 lines += [f"smlad {self._acc(p, c)}, {a}, {b[c]}, {self._acc(p, c)}" for c in (0, 1)]
         return lines
 
     def _turn(self) -> list[str]:
-        return [line for quad in range(UNROLL) for line in (self._step_codebook() if self.codebook else self._step(quad % 2))]
+        return [
+            line
+            for quad in range(UNROLL)
+            for line in (self._step_codebook() if self.codebook else self._step(quad % 2))
+        ]
 
     def entry(self, quads: int) -> int:
         """Byte offset (and Thumb bit) of the step where the first turn begins, so that the turns sum up to `quads`."""
@@ -164,7 +181,7 @@ class Tile:
         return lines
 
     def _add_residual(self) -> list[str]:
-        """acc = clamp((acc * a + r * b + const) >> shift); pixels after the last valid one are not read."""
+        """Acc = clamp((acc * a + r * b + const) >> shift); pixels after the last valid one are not read."""
         r, stride, b, shift, t, valid = self._free[:6]
         lines = [f"ldr {r}, {self._slot('add_a')}", f"ldr {t}, {self._slot('add_const')}"]
         lines += [f"mla r{i}, r{i}, {r}, {t}" for i in range(self.accumulators)]

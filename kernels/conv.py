@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from xdeploy.formats import FORMATS, WeightFormat
 from xdeploy.kernel import KERNELS, Code, Kernel
+from xdeploy.lir.graph import LoweredGraph, Node
+from xdeploy.lir.ops import macs
+from xdeploy.target import Target
+
 from .snippets import OutputStage, Source, channel_consts
 from .weights import RowLayout
-from xdeploy.lir.graph import LoweredGraph, Node
-from xdeploy.lir.ops import has_residual, macs
-from xdeploy.target import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,9 @@ class _Writer:
             for i in range(layout.planes):
                 s(f"b{i} = W[tap * {layout.row_bytes} + {i * layout.segment} + j]")
             for f in range(layout.fields):
-                store = f'P[{start} + tap * {c} + {f * layout.segment} + j] = T.cast({layout.value(f, "", "T0")}, "int8")'
+                store = (
+                    f'P[{start} + tap * {c} + {f * layout.segment} + j] = T.cast({layout.value(f, "", "T0")}, "int8")'
+                )
                 if (f + 1) * layout.segment > c:
                     with s.block(f"if {f * layout.segment} + j < {c}:"):
                         s(store)

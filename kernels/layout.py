@@ -62,7 +62,9 @@ def _steps(shape: tuple[int, ...]) -> list[int]:
 
 def _slice_emit(graph: LoweredGraph, node: Node, target: Target) -> Code:
     shape, a = graph.tensors[node.inputs[0]].shape, node.attrs
-    cuts = [slice(*c).indices(n) for n, c in zip(shape, zip(a["starts"], a["stops"], a["steps"], strict=True), strict=True)]
+    cuts = [
+        slice(*c).indices(n) for n, c in zip(shape, zip(a["starts"], a["stops"], a["steps"], strict=True), strict=True)
+    ]
     steps = _steps(shape)
     s = Source()
     s.input(0, "X")
@@ -109,5 +111,10 @@ def _register(op: str, emit: Callable[[LoweredGraph, Node, Target], Code]) -> No
     )  # fmt: skip
 
 
-for _op, _emit in (("pad", _pad_emit), ("slice", _slice_emit), ("concat", _concat_emit), ("transpose", _transpose_emit)):
+for _op, _emit in (
+    ("pad", _pad_emit),
+    ("slice", _slice_emit),
+    ("concat", _concat_emit),
+    ("transpose", _transpose_emit),
+):
     _register(_op, _emit)

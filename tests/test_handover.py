@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from xdeploy.errors import UsageError
+from xdeploy.files import read_npz, replacing, write_json, write_npz
 from xdeploy.formats import QParams
 from xdeploy.handover import (
     CompressionPlan,
@@ -18,10 +19,6 @@ from xdeploy.handover import (
     PlanLine,
     RelevanceMap,
     quantity,
-    read_npz,
-    replacing,
-    write_json,
-    write_npz,
 )
 from xdeploy.store import Store, path_digest
 

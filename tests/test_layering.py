@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS: list[tuple[str, ...]] = [
-    ("errors", "registry", "formats"),
+    ("errors", "registry", "formats", "files"),
     ("target", "recipe", "handover", "store", "quantise"),
     ("model", "lir", "kernel"),
     ("relevance", "plan", "compress", "lower", "program", "memory", "kernels"),

@@ -29,8 +29,9 @@ from onnx import TensorProto, helper, numpy_helper
 from xdeploy import __version__
 from xdeploy.compress.model import CompressedModel, QuantisedWeight
 from xdeploy.errors import ModelError
+from xdeploy.files import replacing, sha256
 from xdeploy.formats import QParams, weight_format
-from xdeploy.handover import ExportedModel, Float32, IoSpec, RelevanceMap, replacing, sha256
+from xdeploy.handover import ExportedModel, Float32, IoSpec, RelevanceMap
 from xdeploy.lower.compare import adopt, agreement
 from xdeploy.lower.runtime import loads_by_default, output_codes, run_onnx
 from xdeploy.model.network import Layer
@@ -175,6 +176,7 @@ class _Writer:
         last = layer is self.network.output
         self.real[layer.name] = self.io.output_name if last else f"{layer.name}.dq"
         node = self.node("DequantizeLinear", [f"{layer.name}.q", *scale], self.real[layer.name], layer.name)
+        node.name = f"{layer.name}.dq"  # the output may be named like its layer
         _annotate(node, {"activation_format": "int8"})
 
     # ------------------------------------------------------------------------------------------- layers

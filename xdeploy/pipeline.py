@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from xdeploy.errors import UsageError
-from xdeploy.handover import Artifact, CompressionPlan, GoldenIo, IoSpec, Measurement, replacing, write_text
+from xdeploy.files import replacing, write_text
+from xdeploy.handover import (
+    Artifact,
+    CompressionPlan,
+    GoldenIo,
+    IoSpec,
+    Measurement,
+)
 from xdeploy.recipe import DataOptions, Recipe
 from xdeploy.request import Progress, Request, Silent
 from xdeploy.stages import Stages

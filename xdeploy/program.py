@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.errors import GateError, UnsupportedError
-from xdeploy.handover import write_json
+from xdeploy.files import write_json
 from xdeploy.kernel import KERNELS, Arg, Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import macs

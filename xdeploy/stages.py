@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xdeploy.errors import UsageError
+from xdeploy.files import read_json, read_npz, write_json, write_npz
 from xdeploy.handover import (
     Artifact,
     CompressionPlan,
@@ -21,10 +22,6 @@ from xdeploy.handover import (
     IoSpec,
     RelevanceMap,
     quantity,
-    read_json,
-    read_npz,
-    write_json,
-    write_npz,
 )
 from xdeploy.recipe import RecoverOptions
 from xdeploy.request import Progress, Request, stage_keys

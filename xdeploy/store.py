@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xdeploy.errors import UsageError
-from xdeploy.handover import sha256, write_json
+from xdeploy.files import sha256, write_json
 
 _SCHEMA = "xdeploy.run/1"
 

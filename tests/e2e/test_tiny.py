@@ -28,7 +28,7 @@ class Plain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.conv2 = nn.Conv2d(8, 12, 3, stride=2)
+        self.conv2 = nn.Conv2d(8, 12, 3)
         self.fc1, self.fc2 = nn.Linear(12 * 2 * 2, 16), nn.Linear(16, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,9 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp(request.param.__name__)
     np.savez(folder / "data.npz", x=x, y=y)
     formats = FORMATS[request.param.__name__]
-    recipe = Recipe().with_options({"plan.formats": formats, "plan.max_drop": 100.0, "relevance.samples": 32, "seed": seed()})
+    recipe = Recipe().with_options(
+        {"plan.formats": formats, "plan.max_drop": 100.0, "relevance.samples": 32, "seed": seed()}
+    )
     module = request.param().eval()
     return run(Request(module, data=folder / "data.npz", recipe=recipe, targets=TARGETS, output=folder / "out"))
 

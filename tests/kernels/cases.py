@@ -64,7 +64,9 @@ def _weights(rng: np.random.Generator, name: str, shape: tuple[int, ...], fill: 
     return {"codes": codes.astype(np.int8)}
 
 
-def _weighted(rng: np.random.Generator, fmt: str, shape: tuple[int, ...], fill: str, relu: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _weighted(
+    rng: np.random.Generator, fmt: str, shape: tuple[int, ...], fill: str, relu: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Constants and output-stage attributes whose outputs spread over the code range."""
     consts = _weights(rng, fmt, shape, fill)
     outs, row = shape[0], int(np.prod(shape[1:]))
@@ -86,14 +88,21 @@ def conv(
 ) -> Case:  # fmt: skip
     """A conv2d case."""
     label = f"{fmt}_{hw[0]}x{hw[1]}_{cin}to{cout}_k{kernel[0]}{kernel[1]}_s{stride[0]}{stride[1]}_p{''.join(map(str, pads))}"
-    name = f"{label}_d{dilation[0]}{dilation[1]}_g{groups}" + "_res" * residual + "_relu" * relu + f"_{fill}" * (fill != "random")
+    name = (
+        f"{label}_d{dilation[0]}{dilation[1]}_g{groups}"
+        + "_res" * residual
+        + "_relu" * relu
+        + f"_{fill}" * (fill != "random")
+    )
     rng = np.random.default_rng([1, *name.encode()])
     consts, attrs = _weighted(rng, fmt, (cout, *kernel, cin // groups), fill, relu)
     attrs |= {"stride": stride, "pads": pads, "dilation": dilation, "groups": groups, "in_zero": in_zero}
     return _finish(f"conv2d_{name}", "conv2d", (*hw, cin), attrs, consts, residual)
 
 
-def linear(cin: int, cout: int, fmt: str = "int8", residual: bool = False, fill: str = "random", relu: bool = False) -> Case:
+def linear(
+    cin: int, cout: int, fmt: str = "int8", residual: bool = False, fill: str = "random", relu: bool = False
+) -> Case:
     """A linear case."""
     name = f"linear_{fmt}_{cin}to{cout}" + "_res" * residual + "_relu" * relu + f"_{fill}" * (fill != "random")
     rng = np.random.default_rng([2, *name.encode()])
@@ -101,7 +110,9 @@ def linear(cin: int, cout: int, fmt: str = "int8", residual: bool = False, fill:
     return _finish(name, "linear", (cin,), {**attrs, "in_zero": 5}, consts, residual)
 
 
-def _finish(name: str, op: str, shape: tuple[int, ...], attrs: dict[str, Any], consts: dict[str, Any], residual: bool) -> Case:
+def _finish(
+    name: str, op: str, shape: tuple[int, ...], attrs: dict[str, Any], consts: dict[str, Any], residual: bool
+) -> Case:
     node = Node("layer", op, ("x",), "y", attrs, consts)
     if not residual:
         return _case(name, node, [shape])
@@ -155,7 +166,11 @@ def _linear_cases() -> Iterator[Case]:
 
 def _add_cases() -> Iterator[Case]:
     for i, (scales, zeros, shape) in enumerate(
-        [((0.05, 0.03, 0.06), (-7, 11, -4), (5, 3, 7)), ((1.0, 0.001, 0.9), (127, -128, 0), (33,)), ((0.1, 0.1, 0.02), (0, 0, 3), (4, 4, 16))]
+        [
+            ((0.05, 0.03, 0.06), (-7, 11, -4), (5, 3, 7)),
+            ((1.0, 0.001, 0.9), (127, -128, 0), (33,)),
+            ((0.1, 0.1, 0.02), (0, 0, 3), (4, 4, 16)),
+        ]
     ):
         q = [QParams(s, z) for s, z in zip(scales, zeros, strict=True)]
         attrs = scaled_params(q[0], q[1], q[2], low=-128 if i else -4)
@@ -198,7 +213,12 @@ def _avg_cases() -> Iterator[Case]:
 
 def _pad_cases() -> Iterator[Case]:
     for i, (shape, pads, channels) in enumerate(
-        [((3, 4, 5), (1, 2, 0, 3), (0, 0)), ((4, 4, 8), (0, 0, 0, 0), (4, 4)), ((2, 3, 3), (0, 1, 2, 0), (2, 0)), ((1, 1, 1), (1, 1, 1, 1), (0, 1))]
+        [
+            ((3, 4, 5), (1, 2, 0, 3), (0, 0)),
+            ((4, 4, 8), (0, 0, 0, 0), (4, 4)),
+            ((2, 3, 3), (0, 1, 2, 0), (2, 0)),
+            ((1, 1, 1), (1, 1, 1, 1), (0, 1)),
+        ]
     ):
         attrs = {"pads": pads, "channels": channels, "value": -5 - i}
         yield _case(f"pad_{i}", Node("layer", "pad", ("x",), "y", attrs), [shape])
@@ -206,7 +226,12 @@ def _pad_cases() -> Iterator[Case]:
 
 def _slice_cases() -> Iterator[Case]:
     for i, (shape, starts, stops, steps) in enumerate(
-        [((6, 7, 8), (0, 0, 0), (6, 7, 8), (2, 2, 1)), ((5, 5, 9), (1, 0, 3), (4, 5, 9), (1, 1, 1)), ((4, 4, 10), (0, 1, 0), (4, 4, 10), (1, 2, 3)), ((19,), (3,), (18,), (4,))]
+        [
+            ((6, 7, 8), (0, 0, 0), (6, 7, 8), (2, 2, 1)),
+            ((5, 5, 9), (1, 0, 3), (4, 5, 9), (1, 1, 1)),
+            ((4, 4, 10), (0, 1, 0), (4, 4, 10), (1, 2, 3)),
+            ((19,), (3,), (18,), (4,)),
+        ]
     ):
         attrs = {"starts": starts, "stops": stops, "steps": steps}
         yield _case(f"slice_{i}", Node("layer", "slice", ("x",), "y", attrs), [shape])
@@ -219,7 +244,9 @@ def _concat_cases() -> Iterator[Case]:
 
 
 def _transpose_cases() -> Iterator[Case]:
-    for i, (shape, perm) in enumerate([((3, 4, 5), (2, 0, 1)), ((4, 3, 8), (1, 0, 2)), ((2, 5, 3), (0, 2, 1)), ((6, 7), (1, 0))]):
+    for i, (shape, perm) in enumerate(
+        [((3, 4, 5), (2, 0, 1)), ((4, 3, 8), (1, 0, 2)), ((2, 5, 3), (0, 2, 1)), ((6, 7), (1, 0))]
+    ):
         yield _case(f"transpose_{i}", Node("layer", "transpose", ("x",), "y", {"perm": perm}), [shape])
 
 

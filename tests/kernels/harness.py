@@ -87,7 +87,9 @@ class Batch:
         for i in range(min(len(expected), samples or len(expected))):
             inputs = [self.image.put(x[i], align, written=i == 1) for x in case.inputs]
             shared = i == 1 and (row.in_place or (row.op in ("conv2d", "linear") and len(inputs) == 2))
-            output = inputs[0 if row.in_place else 1] if shared else self.image.put(0 * expected[i], align, written=True)
+            output = (
+                inputs[0 if row.in_place else 1] if shared else self.image.put(0 * expected[i], align, written=True)
+            )
             places = {"input": inputs, "output": [output], "workspace": [scratch]}
             args = tuple(
                 a.value if a.kind == "int" else consts[a.name] if a.kind == "const" else places[a.kind][a.index]
@@ -130,7 +132,10 @@ def run_host(batch: Batch, folder: Path) -> None:
     library = ctypes.CDLL(str(folder / "k.so"))
     for call in batch.calls:
         code = batch.functions[call.symbol]
-        values = [ctypes.c_int32(v) if a.kind == "int" else ctypes.c_void_p(v) for a, v in zip(code.args, call.args, strict=True)]
+        values = [
+            ctypes.c_int32(v) if a.kind == "int" else ctypes.c_void_p(v)
+            for a, v in zip(code.args, call.args, strict=True)
+        ]
         getattr(library, call.symbol)(*values)
 
 
@@ -159,7 +164,9 @@ def symbols(elf: Path) -> dict[str, tuple[int, int]]:
     """Name -> (address without the Thumb bit, bytes)."""
     with elf.open("rb") as file:
         table = ELFFile(file).get_section_by_name(".symtab")
-        found = {s.name: (s["st_value"], s["st_size"]) for s in table.iter_symbols() if s["st_info"]["type"] == "STT_FUNC"}
+        found = {
+            s.name: (s["st_value"], s["st_size"]) for s in table.iter_symbols() if s["st_info"]["type"] == "STT_FUNC"
+        }
     return found
 
 
@@ -252,14 +259,13 @@ static int host(int op, const void *p) {
   register int r0 __asm__("r0") = op; register const void *r1 __asm__("r1") = p;
   __asm__ volatile("bkpt 0xab" : "+r"(r0) : "r"(r1) : "memory"); return r0;
 }
-typedef void (*f16)(uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t,
-                    uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t);
+typedef void (*function)(ARGS(uint32_t));
 void reset(void) {
   *(volatile uint32_t *)0xE000ED88 |= 0xf << 20;
   __asm__ volatile("dsb\nisb");
   const uint32_t *b = (const uint32_t *)JOBS;
-  for (uint32_t n = *b++; n; n--, b += 17)
-    ((f16)b[0])(b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15], b[16]);
+  for (uint32_t n = *b++; n; n--, b += 1 + COUNT)
+    ((function)b[0])(VALUES);
   static const char name[] = "out.bin";
   uint32_t open[3] = {(uint32_t)name, 5, sizeof name - 1};
   uint32_t file = host(1, open), write[3] = {file, DATA, SIZE};
@@ -271,7 +277,7 @@ _SCRIPT = """ENTRY(reset)
 SECTIONS { .vectors 0 : { KEEP(*(.vectors)) } .text 0x100 : { *(.text*) *(.rodata*) } .data 0x20000000 : { *(.data*) *(.bss*) }
  /DISCARD/ : { *(.ARM*) } }
 """
-JOBS = 0x68000000
+JOBS, MOST_ARGS = 0x68000000, 48
 
 
 def has_qemu() -> bool:
@@ -281,14 +287,15 @@ def has_qemu() -> bool:
 def run_qemu(batch: Batch, folder: Path) -> None:
     """Run all calls in one qemu-system-arm process (semihosting writes the memory back)."""
     size = -(-batch.image.used // 64) * 64 + GUARD
-    (folder / "start.c").write_text(_START)
+    types, values = ", ".join(["uint32_t"] * MOST_ARGS), ", ".join(f"b[{1 + i}]" for i in range(MOST_ARGS))
+    (folder / "start.c").write_text(_START.replace("ARGS(uint32_t)", types).replace("VALUES", values))
     (folder / "q.ld").write_text(_SCRIPT)
-    defines = [f"-DJOBS={JOBS}u", f"-DDATA={DATA}u", f"-DSIZE={size}u"]
+    defines = [f"-DJOBS={JOBS}u", f"-DDATA={DATA}u", f"-DSIZE={size}u", f"-DCOUNT={MOST_ARGS}"]
     elf = link(batch, folder, ["-fno-sanitize=all", *defines, "start.c", "-Wl,-T,q.ld"])
     where = symbols(elf)
     table = [len(batch.calls)]
     for call in batch.calls:
-        table += [where[call.symbol][0] | 1, *(a & 0xFFFFFFFF for a in call.args), *[0] * (16 - len(call.args))]
+        table += [where[call.symbol][0] | 1, *(a & 0xFFFFFFFF for a in call.args), *[0] * (MOST_ARGS - len(call.args))]
     (folder / "jobs.bin").write_bytes(np.array(table, np.uint32).tobytes())
     (folder / "data.bin").write_bytes(batch.image.bytes[:size].tobytes())
     loaders = [f"loader,file={n}.bin,addr={a:#x},force-raw=on" for n, a in (("jobs", JOBS), ("data", DATA))]
@@ -296,7 +303,12 @@ def run_qemu(batch: Batch, folder: Path) -> None:
     options = ["-semihosting-config", "enable=on,target=native", "-kernel", elf.name]
     devices = [word for loader in loaders for word in ("-device", loader)]
     done = subprocess.run(
-        ["qemu-system-arm", *machine, *options, *devices], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        ["qemu-system-arm", *machine, *options, *devices],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     batch.image.bytes[:size] = np.frombuffer((folder / "out.bin").read_bytes(), np.uint8)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xdeploy.errors import ModelError, UnsupportedError, UsageError, XdeployError
-from xdeploy.handover import read_json
+from xdeploy.files import read_json
 from xdeploy.model.factory import declared_input, with_weights
 from xdeploy.model.source import SourceModel, load_network, load_source
 from xdeploy.model.torchmodule import NetworkModule

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from xdeploy.build.elf import Elf, read_elf
 from xdeploy.errors import DeviceError, UsageError
+from xdeploy.files import read_json
 from xdeploy.formats import Int8
-from xdeploy.handover import Artifact, read_json
+from xdeploy.handover import Artifact
 
 Tell = Callable[[str, int, int], None]  # what, done, total
 

@@ -23,7 +23,8 @@ from xdeploy.build.link import (
 from xdeploy.build.package import Package
 from xdeploy.build.zig import tool_versions
 from xdeploy.errors import GateError
-from xdeploy.handover import Artifact, GoldenIo, sha256, write_json
+from xdeploy.files import sha256, write_json
+from xdeploy.handover import Artifact, GoldenIo
 from xdeploy.kernel import Code
 from xdeploy.lir.graph import LoweredGraph
 from xdeploy.program import Program

@@ -9,7 +9,7 @@ from string import Template
 from xdeploy.build.package import Package
 from xdeploy.build.stack import stack_bound
 from xdeploy.build.zig import WARNINGS, cc
-from xdeploy.handover import write_text
+from xdeploy.files import write_text
 
 _PLAIN = ("-ffunction-sections", "-fdata-sections", "-fno-sanitize=all", "-fno-unwind-tables", "-g0",
           "-fno-asynchronous-unwind-tables", "-fno-stack-protector", "-Wno-unused-command-line-argument")  # fmt: skip

@@ -16,7 +16,8 @@ from xdeploy import __version__
 from xdeploy.build.ctext import banner, c_type, comment, numbers, string
 from xdeploy.build.executor import c99_source, executor_source, internal_header, prototypes
 from xdeploy.build.zig import tool_versions
-from xdeploy.handover import GoldenIo, IoSpec, write_text
+from xdeploy.files import write_text
+from xdeploy.handover import GoldenIo, IoSpec
 from xdeploy.lir.graph import LoweredGraph
 from xdeploy.program import Program
 from xdeploy.target import Target

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from xdeploy.errors import ToolchainError
-from xdeploy.handover import replacing
+from xdeploy.files import replacing
 from xdeploy.kernel import Code
 from xdeploy.target import Target
 

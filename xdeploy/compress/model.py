@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.errors import UsageError
+from xdeploy.files import read_json, replacing, write_json
 from xdeploy.formats import Int8, Int32, QParams, WeightFormat, weight_format
-from xdeploy.handover import CompressionPlan, IoSpec, read_json, replacing, write_json
+from xdeploy.handover import CompressionPlan, IoSpec
 from xdeploy.model.network import Network
 
 

@@ -9,18 +9,16 @@ through all rounding. Biases are rounded to their int32 step.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xdeploy.compress.codebook import move_entries
 from xdeploy.compress.fakequant import FakeQuantModule, through
 from xdeploy.compress.integer import BIAS_LIMIT, bias_codes, requant_shift
 from xdeploy.compress.model import CompressedModel, QuantisedWeight
-from xdeploy.formats import Float64, QParams, prove_accumulator
+from xdeploy.formats import QParams, prove_accumulator
 from xdeploy.model.torchmodule import Conv, Dense
 
 SCALE_RANGE = 2.0  # a scale learns within this factor of where it started, so that bias and shift stay proven

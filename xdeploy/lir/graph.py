@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xdeploy.files import read_npz, write_npz, write_text
 from xdeploy.formats import Int8, QParams, Requant, WeightFormat, weight_format
-from xdeploy.handover import IoSpec, read_npz, write_npz, write_text
+from xdeploy.handover import IoSpec
 
 
 @dataclass(frozen=True, slots=True)

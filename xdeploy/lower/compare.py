@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from xdeploy.files import sha256
 from xdeploy.formats import Int8
-from xdeploy.handover import ExportedModel, Float32, sha256
+from xdeploy.handover import ExportedModel, Float32
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import OPS, has_residual
 from xdeploy.lower import lower, lower_traced

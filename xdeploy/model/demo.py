@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from xdeploy.errors import ToolchainError
-from xdeploy.handover import replacing
+from xdeploy.files import replacing
 from xdeploy.model import zoo
 from xdeploy.model.bars import Progress, stepping
 from xdeploy.model.data import DataSet, fingerprint

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xdeploy.errors import UnsupportedError, UsageError
-from xdeploy.handover import IoSpec, quantity, read_json, replacing, write_json
+from xdeploy.files import read_json, replacing, write_json
+from xdeploy.handover import IoSpec, quantity
 from xdeploy.model.bars import Progress
 from xdeploy.model.data import DataSet, check_classes, load_data
 from xdeploy.model.factory import Declared

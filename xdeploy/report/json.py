@@ -12,7 +12,8 @@ from typing import Any
 
 from xdeploy import __version__
 from xdeploy.errors import UsageError
-from xdeploy.handover import Measurement, RelevanceMap, quantity, read_json
+from xdeploy.files import read_json
+from xdeploy.handover import Measurement, RelevanceMap, quantity
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual, macs
 

@@ -117,8 +117,8 @@ def facts(report: Mapping[str, Any]) -> list[str]:
         lines[-1] += f"conservation residual {r['conservation_residual']:.2e} (measured)"
     if o:
         lines.append(f"ONNX Runtime against fake-quant on {o['n']:,} inputs: largest difference ")
-        lines[-1] += f"{o['max_code_difference']} codes, {100 * o['share_equal']:.2f} % of the codes equal, "
-        lines[-1] += f"top-1 agreement {100 * o['top1_agreement']:.2f} % (measured)"
+        lines[-1] += f"{o['max_difference']} codes, {100 * o['equal']:.2f} % of the codes equal, "
+        lines[-1] += f"top-1 agreement {100 * o['top1']:.2f} % (measured)"
         lines.append("each integer node fed with ONNX Runtime's own codes: largest difference ")
         lines[-1] += f"{o['node_max_difference']} code (measured)"
     return lines
