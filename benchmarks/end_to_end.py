@@ -13,8 +13,9 @@ from typing import Any
 
 from xdeploy.console import Console
 from xdeploy.files import write_json
-from xdeploy.pipeline import Request, run
+from xdeploy.pipeline import run
 from xdeploy.recipe import Recipe
+from xdeploy.request import Request
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ("x86-64", "cortex-a72", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")

@@ -8,7 +8,7 @@ through the same two or three functions: code size is paid once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,7 @@ class SmladRow:
         return self.pixels * 8 * _quads(shape)
 
     def table_at(self, shape: Shape) -> int:
+        """Byte of the workspace where the codebook's table of pairs begins."""
         return self._bytes_at(shape) + (4 * _quads(shape) if shape.channels % 4 else 0)
 
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
@@ -171,8 +172,8 @@ class WindowWriter(ABC):
     def pad(self, to: str) -> None:
         """Write the padding of one tap (all channels) at position `to` of the window of pixel p."""
 
-    def finish(self) -> None:
-        """After a window is complete."""
+    def finish(self) -> None:  # noqa: B027 - most writers have nothing to do
+        """Do what is left when the window of pixel p is complete."""
 
     def call(self, function: tuple[str, str], *args: str) -> None:
         """Call an assembly function (LLVM IR, name) and bring it along."""
@@ -185,8 +186,8 @@ class WindowWriter(ABC):
         a = self.node.attrs
         return [known.get(n) or (self.source.integer(n, a[n]) if n in a else "0") for n in names]
 
-    def code(self, tile: tuple[str, str], arguments: Sequence[str]) -> Code:
-        """The loops over tiles and pixels around gathering and `tile`."""
+    def code(self, tile: Callable[[], None]) -> Code:
+        """The loops over tiles and pixels around gathering and the statements that `tile` writes."""
         s = self.source
         s("at[0] = first_y", "at[1] = first_x")
         # T.max(n, 1) tells LLVM that no loop is empty, which spares it a second copy of what follows
@@ -194,7 +195,7 @@ class WindowWriter(ABC):
             s("valid: T.let[T.int32] = T.min(pixels - t * tile, tile)")
             with s.block("for p in range(T.max(valid, 1)):"):
                 self._window()
-            self.call(tile, *arguments)
+            tile()
         return s.code("".join(self._functions.values()))
 
     def _window(self) -> None:
@@ -233,7 +234,7 @@ class _Writer(WindowWriter):
         if not self.whole:  # codes after the window meet code 0 of a codebook, which need not be the value 0
             with s.block("for i in range(4):"):
                 s("P[bytes_at + quads * 4 - 4 + i] = T.int8(0)")
-        return self.code(self.tile.function(), arguments)
+        return self.code(lambda: self.call(self.tile.function(), *arguments))
 
     def _arguments(self) -> list[str]:
         start = f"t * {self.pixels} * out_channels"

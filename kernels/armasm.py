@@ -85,6 +85,7 @@ class Tile:
 
     @property
     def accumulators(self) -> int:
+        """Registers r0, r1, ... that hold sums."""
         return 2 * self.pixels
 
     def _acc(self, pixel: int, channel: int) -> str:

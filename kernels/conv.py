@@ -67,8 +67,9 @@ class Shape:
         given, out = graph.tensors[node.inputs[0]].shape, graph.tensors[node.output].shape
         if node.op == "linear":
             return Shape(1, 1, given[0], 1, 1, out[0], (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1)
-        a, (kh, kw) = node.attrs, node.consts["codes"].shape[1:3]
-        return Shape(*given, *out, (kh, kw), a["stride"], a["pads"], a["dilation"], a["groups"])
+        (h, w, c), (oh, ow, oc), a = given, out, node.attrs
+        kh, kw = node.consts["codes"].shape[1:3]
+        return Shape(h, w, c, oh, ow, oc, (kh, kw), a["stride"], a["pads"], a["dilation"], a["groups"])
 
 
 def is_depthwise(graph: LoweredGraph, node: Node) -> bool:
@@ -105,7 +106,8 @@ class DotRow:
         tile = self.pixels * self.channels
         decode = {8: 0.0, 4: 1.5, 2: 1.5, 1: 1.5}.get(self.format.bits, 3.0) + (2.0 if self.format.codebook else 0.0)
         per_mac = 1.0 + (self.pixels + self.channels * (1.0 + decode)) / tile
-        gather = 0.0 if self.direct(shape) else 3.0 * shape.pixels * shape.row * shape.groups
+        taps = shape.kernel[0] * shape.kernel[1]
+        gather = 0.0 if self.direct(shape) else (3.0 * shape.row + 12.0 * taps) * shape.pixels * shape.groups
         return per_mac * macs(graph, node) + gather + 20.0 * shape.pixels * shape.out_channels
 
     def workspace(self, graph: LoweredGraph, node: Node) -> int:

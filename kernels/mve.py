@@ -219,7 +219,7 @@ class _Writer(WindowWriter):
         }  # fmt: skip
         pointers = ("P[0]", "W[0]", "B[0]", f"Y[{start}]")
         arguments = [*(f"T.address_of({p})" for p in pointers), *self.stack_arguments(STACK_ARGS, known)]
-        return self.code(self.tile.function(), arguments)
+        return self.code(lambda: self.call(self.tile.function(), *arguments))
 
     def move(self, source: str, to: str, count: str) -> None:
         """Copy bytes."""

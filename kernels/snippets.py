@@ -70,6 +70,7 @@ class Source:
         return name
 
     def __call__(self, *lines: str) -> None:
+        """Add lines at the current indentation."""
         self._lines.extend("    " * self._depth + line for line in lines)
 
     @contextmanager
@@ -129,7 +130,8 @@ def folded_bias(node: Node) -> Int32:
     """bias[o] - in_zero * sum(w[o]): lets the kernel multiply raw codes, padding with in_zero."""
     sums = node.values.astype(np.int64).reshape(len(node.values), -1).sum(axis=1)
     folded = node.consts["bias"].astype(np.int64) - int(node.attrs["in_zero"]) * sums
-    return folded.astype(np.int32)
+    result: Int32 = folded.astype(np.int32)
+    return result
 
 
 def channel_consts(node: Node) -> dict[str, NDArray[Any]]:

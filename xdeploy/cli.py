@@ -79,7 +79,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="xdeploy", description="Trained networks to small, fast, proven integer code.")
     parser.add_argument("--version", action="version", version=f"xdeploy {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="one JSON document on stdout")
     common.add_argument("--quiet", action="store_true", help="no progress, no summary")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -111,7 +111,7 @@ def _add_stage(parser: argparse.ArgumentParser, until: str) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any recipe key, value in TOML")
 
 
-def _add_tools(commands: Any, common: argparse.ArgumentParser) -> None:
+def _add_tools(commands: Any, common: _Parser) -> None:
     def tool(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, parents=[common])
         parser.set_defaults(run=run)
@@ -156,7 +156,8 @@ def _recipe(args: argparse.Namespace) -> Any:
 
 def _run_stages(args: argparse.Namespace) -> int:
     from xdeploy.console import Console
-    from xdeploy.pipeline import Request, run
+    from xdeploy.pipeline import run
+    from xdeploy.request import Request
 
     request = Request(
         model=args.model, weights=args.weights, data=args.data, test_data=args.test_data, recipe=_recipe(args),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,12 @@ Float64 = NDArray[np.float64]
 INT32_LIMIT = 2**31
 UNIFORM_BITS = (2, 3, 4, 5, 6, 8)
 CODEBOOK_BITS = (1, 2, 3, 4, 5, 6)
+
+
+def saturate(values: NDArray[Any], low: int = -128, high: int = 127) -> Int8:
+    """Clamp to [low, high], within int8, and cast."""
+    result: Int8 = np.clip(values, low, high).astype(np.int8)
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,7 @@ class WeightFormat:
         codes = (planes << np.arange(self.bits)).sum(axis=2)
         if not self.codebook:
             codes = np.where(codes >= 2 ** (self.bits - 1), codes - 2**self.bits, codes)
-        return codes.astype(np.int8)
+        return saturate(codes)
 
     def values(self, codes: Int8, codebook: Int8 | None) -> Int8:
         """The int8 values the codes stand for, same shape as `codes`."""
@@ -120,7 +127,7 @@ class QParams:
     def quantise(self, real: NDArray[np.floating]) -> Int8:
         """Round half to even in float32, as ONNX QuantizeLinear does, and saturate to int8."""
         scaled = np.rint(real.astype(np.float32) / np.float32(self.scale))
-        return np.clip(scaled + self.zero_point, -128, 127).astype(np.int8)
+        return saturate(scaled + self.zero_point)
 
     def dequantise(self, codes: Int8) -> NDArray[np.float32]:
         """Real values (float32) of int8 codes."""
@@ -145,10 +152,10 @@ class Requant:
     high: int
 
     def apply(self, acc: Int64) -> Int8:
-        """Y = clamp(zp + (((acc << shift) * m + 2^31) >> 32)); channels are acc's last axis."""
+        """Requantise: y = clamp(zp + (((acc << shift) * m + 2^31) >> 32)); channels are acc's last axis."""
         product = (acc.astype(np.int64) << self.shift) * self.multiplier.astype(np.int64)
         code = self.zero_point + ((product + (1 << 31)) >> 32)
-        return np.clip(code, self.low, self.high).astype(np.int8)
+        return saturate(code, self.low, self.high)
 
 
 def requant(scale: Float64 | float, zero_point: int, low: int = -128, high: int = 127) -> Requant:

@@ -81,7 +81,7 @@ class IoSpec:
     @staticmethod
     def from_dict(value: Mapping[str, Any]) -> IoSpec:
         """Invert `to_dict`."""
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
         for key in ("input_q", "output_q"):
             fields[key] = QParams(**value[key]) if value.get(key) else None
         return IoSpec(**fields)
@@ -147,11 +147,12 @@ class RelevanceMap:
     def load(path: Path) -> RelevanceMap:
         """Read relevance.npz."""
         a = read_npz(path)
-        head = json.loads(bytes(a["header"].tobytes()))
+        head: dict[str, Any] = json.loads(bytes(a["header"].tobytes()))
         if head.pop("schema") != "xdeploy.relevance/1":
             raise UsageError(f"{path}: not an xdeploy relevance file")
         names = head.pop("layers")
-        parts = {k: {n: a[f"{k}_{i}"] for i, n in enumerate(names)} for k in ("weight", "channel", "sensitivity")}
+        kinds = ("weight", "channel", "sensitivity")
+        parts: dict[str, Any] = {k: {n: a[f"{k}_{i}"] for i, n in enumerate(names)} for k in kinds}
         return RelevanceMap(**head, **parts)
 
 

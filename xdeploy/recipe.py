@@ -170,7 +170,7 @@ def _cast(owner: type, option: str, value: Any, key: str) -> Any:
             return tuple(_cast_scalar(inner, v, key) for v in value)
         if get_origin(kind) is not None and get_origin(kind) is not tuple and isinstance(value, Mapping):
             return dict(value)
-        if is_dataclass(kind) and isinstance(value, kind):
+        if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, kind):
             return value
     return _cast_scalar(next(k for k in kinds if k is not type(None)), value, key)
 

@@ -76,8 +76,12 @@ def _model_file(model: Any) -> Path | None:
         return None
     if ":" not in model:
         return Path(model)
+    name = model.partition(":")[0]
+    here = Path(*name.split(".")).with_suffix(".py")  # factories are found from the working folder too
+    if here.is_file():
+        return here
     try:
-        spec = importlib.util.find_spec(model.partition(":")[0])
+        spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
         return None
     return Path(spec.origin) if spec and spec.origin else None
@@ -87,9 +91,9 @@ def _code_digest() -> str:
     """Changes when the tool itself does."""
 
     def rows() -> Iterator[tuple[str, int, int]]:
-        import xdeploy.kernels
-
-        for folder in (Path(__file__).parent, Path(next(iter(xdeploy.kernels.__path__)))):
+        kernels = importlib.util.find_spec("xdeploy.kernels")
+        folders = kernels.submodule_search_locations if kernels else None
+        for folder in (Path(__file__).parent, *map(Path, folders or [])):
             for path in sorted(folder.rglob("*.py")):
                 stat = path.stat()
                 yield path.name, stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,1 @@
+"""Start-up code and linker scripts of the firmware that runs in emulators."""

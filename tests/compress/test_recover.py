@@ -9,7 +9,6 @@ import torch
 from tests.compress.test_compress import plan_of
 from tests.compress.toynets import batches, io_of, plain, residual, task, trained
 from xdeploy.compress.apply import compress
-from xdeploy.compress.codebook import move_entries, reassign
 from xdeploy.compress.fakequant import FakeQuantModule
 from xdeploy.compress.model import CompressedModel
 from xdeploy.compress.trainable import SCALE_RANGE, TrainableModule
@@ -69,43 +68,36 @@ def test_frozen_model_computes_what_training_saw():
         torch.testing.assert_close(module(x), FakeQuantModule(model)(x), rtol=0, atol=model.io.output_q.scale * 1.01)
 
 
-def test_scales_stay_in_their_range_and_learn():
-    network = trained(plain(), 20)
-    start = recovered(network, ("int3",), epochs=0)
+def test_scales_and_entries_learn_and_stay_in_bounds():
+    start = recovered(trained(plain(), 20), ("int3", "c2s8"), epochs=0)
     module = TrainableModule(start)
     module(CHECK[0]).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.scales)
+    uniform, book = module.layer("stem"), module.layer("dw")
+    assert uniform.scale.grad.abs().sum() > 0
+    assert book.entries.grad.abs().sum() > 0
+    assert book.scale.grad is None
     with torch.no_grad():
-        module.scales[0].mul_(10.0)
-    module.bound_scales()
-    np.testing.assert_allclose(module.scales[0].detach(), start.weights["stem"].scale * SCALE_RANGE, rtol=1e-6)
+        uniform.scale.mul_(10.0)
+        book.entries.copy_(book.entries.flip(0))
+    for layer in module.layers():
+        layer.bound()
+    np.testing.assert_allclose(uniform.scale.detach(), start.weights["stem"].scale * SCALE_RANGE, rtol=1e-6)
+    np.testing.assert_array_equal(book.book().numpy(), start.weights["dw"].codebook)
 
 
-def test_scale_gradient_is_that_of_learned_step_size():
-    start = recovered(trained(plain(), 5), ("int3",), epochs=0)
+def test_gradients_are_those_of_the_papers():
+    start = recovered(trained(plain(), 5), ("int3", "c2s8"), epochs=0)
     module = TrainableModule(start)
-    weight, _ = module.layer_parameters("mid", module.inner.modules_by_name["mid"])
-    weight.sum().backward()
-    w, s = start.network.params["mid"]["weight"], start.weights["mid"].scale[:, None, None, None]
-    expected = np.where(np.abs(w / s) < 3, np.rint(w / s) - w / s, np.sign(w) * 3).sum(axis=(1, 2, 3))
-    np.testing.assert_allclose(module.scale("mid").grad, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_lloyd_step_never_raises_the_error_by_more_than_rounding():
-    rng = np.random.default_rng(0)
-    weight, h = rng.normal(size=(6, 30)).astype(np.float32), rng.gamma(1.0, size=(6, 30))
-    scale = (np.abs(weight).max(axis=1) / 127).astype(np.float32)
-    book = np.array([-90, -20, 30, 100], np.int8)
-
-    def error(entries: np.ndarray) -> float:
-        codes = reassign(weight, entries, scale)
-        return float((h * (weight - entries[codes] * scale[:, None]) ** 2).sum())
-
-    start = error(book)
-    for _ in range(5):
-        book = move_entries(weight, reassign(weight, book, scale), book, scale, h)
-    assert error(book) < 0.9 * start
-    assert (np.diff(book.astype(int)) >= 0).all()
+    layer, params = module.layer("stem"), start.network.params["stem"]
+    layer.rounded()[0].sum().backward()  # learned step size: round(v) - v inside, the limit outside
+    unit = params["weight"] / start.weights["stem"].scale[:, None, None, None]
+    expected = np.where(np.abs(unit) < 3, np.rint(unit) - unit, np.sign(unit) * 3).sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(layer.scale.grad, expected, rtol=1e-4, atol=1e-4)
+    layer, w = module.layer("dw"), start.weights["dw"]
+    layer.rounded()[0].sum().backward()  # an entry's gradient is the sum over its weights
+    scale = np.broadcast_to(w.scale[:, None, None, None], w.codes.shape) / w.scale.mean()
+    expected = np.bincount(w.codes.ravel(), weights=scale.ravel(), minlength=4)
+    np.testing.assert_allclose(layer.entries.grad, expected, rtol=1e-4)
 
 
 def test_missing_training_data_is_refused():

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from xdeploy.cli import main
+
+Command = Callable[..., tuple[int, str]]
 
 FACTORY = """
 import torch
@@ -62,11 +67,18 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def xdeploy(work: Path, *args: str) -> tuple[int, str]:
-    code = f"import sys; from xdeploy.cli import main; sys.exit(main({list(args)!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=work, check=False)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stderr
+@pytest.fixture
+def xdeploy(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command's own entry point, in the folder of the nets and data."""
+    monkeypatch.chdir(work)
+
+    def command(*args: str) -> tuple[int, str]:
+        code = main(args)
+        message = capsys.readouterr().err
+        assert "Traceback" not in message
+        return code, message
+
+    return command
 
 
 CASES: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
@@ -101,11 +113,11 @@ CASES: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_mistake(work: Path, tmp_path: Path, name: str) -> None:
+def test_mistake(xdeploy: Command, tmp_path: Path, name: str) -> None:
     code, words, args = CASES[name]
     out = tmp_path / "out"
     given = args if "--target" in args else (*args, "--target", "cortex-m4")
-    got, message = xdeploy(work, "build", *given, "-o", str(out))
+    got, message = xdeploy("build", *given, "-o", str(out))
     assert (got, [w for w in words if w not in message]) == (code, []), message
     left = [p.name for p in out.rglob("*") if p.name.startswith(".") or p.suffix == ".part"] if out.exists() else []
     assert not left
@@ -113,8 +125,8 @@ def test_mistake(work: Path, tmp_path: Path, name: str) -> None:
         assert not out.exists(), "a refused run left a folder behind"
 
 
-def test_unwritable_output(work: Path) -> None:
-    code, message = xdeploy(work, "build", "nets:good", "--data", "data", "-o", "file/out")
+def test_unwritable_output(xdeploy: Command) -> None:
+    code, message = xdeploy("build", "nets:good", "--data", "data", "-o", "file/out")
     assert code == 2
     assert "cannot be written" in message
 

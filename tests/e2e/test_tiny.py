@@ -16,8 +16,9 @@ from xdeploy.compress.model import CompressedModel
 from xdeploy.handover import GoldenIo
 from xdeploy.lir import ops
 from xdeploy.lir.graph import LoweredGraph
-from xdeploy.pipeline import Request, RunResult, run, run_inputs
+from xdeploy.pipeline import RunResult, run, run_inputs
 from xdeploy.recipe import Recipe
+from xdeploy.request import Request
 
 TARGETS = ("x86-64", "cortex-a72", "cortex-m4")
 

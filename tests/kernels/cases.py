@@ -87,7 +87,8 @@ def conv(
     fmt: str = "int8", residual: bool = False, fill: str = "random", relu: bool = False, in_zero: int = -3,
 ) -> Case:  # fmt: skip
     """A conv2d case."""
-    label = f"{fmt}_{hw[0]}x{hw[1]}_{cin}to{cout}_k{kernel[0]}{kernel[1]}_s{stride[0]}{stride[1]}_p{''.join(map(str, pads))}"
+    window = f"k{kernel[0]}{kernel[1]}_s{stride[0]}{stride[1]}_p{''.join(map(str, pads))}"
+    label = f"{fmt}_{hw[0]}x{hw[1]}_{cin}to{cout}_{window}"
     name = (
         f"{label}_d{dilation[0]}{dilation[1]}_g{groups}"
         + "_res" * residual
@@ -189,9 +190,13 @@ def _clamp_cases() -> Iterator[Case]:
 
 
 _WINDOWS = [
-    ((6, 6, 16), (2, 2), (2, 2), (0, 0, 0, 0)), ((7, 5, 3), (3, 3), (2, 2), (1, 1, 1, 1)), ((4, 4, 1), (4, 4), (1, 1), (0, 0, 0, 0)),
-    ((5, 6, 17), (3, 2), (1, 3), (0, 1, 2, 1)), ((1, 1, 5), (1, 1), (1, 1), (0, 0, 0, 0)), ((8, 8, 64), (8, 8), (8, 8), (0, 0, 0, 0)),
-]  # fmt: skip
+    ((6, 6, 16), (2, 2), (2, 2), (0, 0, 0, 0)),
+    ((7, 5, 3), (3, 3), (2, 2), (1, 1, 1, 1)),
+    ((4, 4, 1), (4, 4), (1, 1), (0, 0, 0, 0)),
+    ((5, 6, 17), (3, 2), (1, 3), (0, 1, 2, 1)),
+    ((1, 1, 5), (1, 1), (1, 1), (0, 0, 0, 0)),
+    ((8, 8, 64), (8, 8), (8, 8), (0, 0, 0, 0)),
+]
 
 
 def _max_cases() -> Iterator[Case]:
@@ -263,10 +268,20 @@ def _lut_cases() -> Iterator[Case]:
 
 
 _LISTS: dict[str, Callable[[], Iterator[Case]]] = {
-    "conv2d": _conv_cases, "linear": _linear_cases, "add": _add_cases, "rescale": _rescale_cases, "clamp": _clamp_cases,
-    "max_pool2d": _max_cases, "avg_pool2d": _avg_cases, "pad": _pad_cases, "slice": _slice_cases, "concat": _concat_cases,
-    "transpose": _transpose_cases, "softmax": _softmax_cases, "lut": _lut_cases,
-}  # fmt: skip
+    "conv2d": _conv_cases,
+    "linear": _linear_cases,
+    "add": _add_cases,
+    "rescale": _rescale_cases,
+    "clamp": _clamp_cases,
+    "max_pool2d": _max_cases,
+    "avg_pool2d": _avg_cases,
+    "pad": _pad_cases,
+    "slice": _slice_cases,
+    "concat": _concat_cases,
+    "transpose": _transpose_cases,
+    "softmax": _softmax_cases,
+    "lut": _lut_cases,
+}
 KERNEL_OPS = tuple(_LISTS)
 
 

@@ -164,10 +164,9 @@ def symbols(elf: Path) -> dict[str, tuple[int, int]]:
     """Name -> (address without the Thumb bit, bytes)."""
     with elf.open("rb") as file:
         table = ELFFile(file).get_section_by_name(".symtab")
-        found = {
+        return {
             s.name: (s["st_value"], s["st_size"]) for s in table.iter_symbols() if s["st_info"]["type"] == "STT_FUNC"
         }
-    return found
 
 
 class Unicorn:
@@ -226,7 +225,7 @@ class Unicorn:
         """Run one function; returns its instructions, callees included (0 when counting is off)."""
         self.counts.clear()
         in_registers = len(self.registers)
-        form = "<%d" % len(args[in_registers:]) + ("Q" if self.wide else "I")
+        form = f"<{len(args[in_registers:])}{'Q' if self.wide else 'I'}"
         mask = (1 << 64) - 1 if self.wide else (1 << 32) - 1
         stack = struct.pack(form, *(a & mask for a in args[in_registers:]))
         top = (STACK - len(stack) - 64) & ~15
@@ -274,7 +273,8 @@ void reset(void) {
 }
 """
 _SCRIPT = """ENTRY(reset)
-SECTIONS { .vectors 0 : { KEEP(*(.vectors)) } .text 0x100 : { *(.text*) *(.rodata*) } .data 0x20000000 : { *(.data*) *(.bss*) }
+SECTIONS { .vectors 0 : { KEEP(*(.vectors)) } .text 0x100 : { *(.text*) *(.rodata*) }
+ .data 0x20000000 : { *(.data*) *(.bss*) }
  /DISCARD/ : { *(.ARM*) } }
 """
 JOBS, MOST_ARGS = 0x68000000, 48

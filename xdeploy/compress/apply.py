@@ -82,8 +82,7 @@ def compress(
     if recover.epochs > 0 and train is not None:
         from xdeploy.compress.recover import fine_tune
 
-        weights = layer_importance(pruned, relevance, options)
-        model = fine_tune(model, weights, train, validation, recover, seed, progress)
+        model = fine_tune(model, train, validation, recover, seed, progress)
         log.step("recover", FakeQuantModule(model))
     return replace(model, steps=tuple(log.steps))
 

@@ -54,7 +54,7 @@ def quantise_layer(
     return result
 
 
-def bias_codes(bias: Float32, source: QParams, scale: Float32) -> Int32:
+def bias_codes(bias: NDArray[np.floating], source: QParams, scale: Float32) -> Int32:
     """round(bias / (source.scale * scale[c])), saturated far inside int32."""
     step = source.scale * scale.astype(np.float64)
     return np.clip(np.rint(bias.astype(np.float64) / step), -(2**30), 2**30).astype(np.int32)

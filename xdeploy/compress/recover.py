@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from xdeploy.compress.fakequant import FakeQuantModule, accuracy
 from xdeploy.compress.model import CompressedModel
 from xdeploy.compress.trainable import TrainableModule
 from xdeploy.errors import UsageError
-from xdeploy.formats import Float64
 from xdeploy.recipe import RecoverOptions
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -24,7 +23,6 @@ LARGEST_GRADIENT = 5.0  # norm; straight-through gradients of few bits spike now
 
 def fine_tune(
     model: CompressedModel,
-    weighting: Mapping[str, Float64 | None],
     train: Callable[[int], Batches],
     validation: Callable[[], Batches] | None,
     options: RecoverOptions,
@@ -38,7 +36,6 @@ def fine_tune(
 
     Args:
         model: where to start; its network holds the float weights. Not changed.
-        weighting: importance of each weight for the codebooks' entries, or None per layer.
         train: epoch number -> batches of inputs and classes.
         validation: gives batches to select with.
         options: epochs, learning rate, schedule, momentum.
@@ -90,10 +87,12 @@ def _epoch(
         _set_rate(optimiser, options, done)
         optimiser.zero_grad()
         F.cross_entropy(_logits(module, x), y).backward()  # type: ignore[no-untyped-call]
-        module.balance_gradients()
+        for layer in module.layers():
+            layer.balance_gradients()
         torch.nn.utils.clip_grad_norm_(module.parameters(), LARGEST_GRADIENT)
         optimiser.step()
-        module.bound_scales()
+        for layer in module.layers():
+            layer.bound()
         step += 1
     if step == 0:
         raise UsageError("recover.epochs > 0 needs training data, got none", hint="set recover.epochs = 0")

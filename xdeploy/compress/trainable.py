@@ -1,14 +1,15 @@
 """The fake-quantised network with float weights behind the codes, so that training sees what the device will compute.
 
 Uniform weights: codes are the rounded quotient of float weight and scale, and the scale learns too (learned step size,
-Esser et al. 2020, arXiv 1902.08153). Codebook weights: every weight takes its nearest entry again in each step, and each
-entry learns from the gradients of its weights (Han et al. 2016, arXiv 1510.00149); scales stay. Gradients pass straight
-through all rounding. Biases are rounded to their int32 step.
+Esser et al. 2020, arXiv 1902.08153). Codebook weights: every weight takes its nearest entry again in each step, and
+each entry learns from the gradients of its weights (Han et al. 2016, arXiv 1510.00149); scales stay. Gradients pass
+straight through all rounding. Biases are rounded to their int32 step.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -24,37 +25,111 @@ from xdeploy.model.torchmodule import Conv, Dense
 SCALE_RANGE = 2.0  # a scale learns within this factor of where it started, so that bias and shift stay proven
 
 
+class TrainableLayer(nn.Module):
+    """Weight, bias, and scale or codebook entries of one layer, and what they round to.
+
+    Args:
+        start: the layer's integers.
+        module: its float weight and bias, shared with the network module.
+        source: quantisation of its input.
+        bias_limit: largest magnitude of a bias code.
+    """
+
+    def __init__(self, start: QuantisedWeight, module: Conv | Dense, source: QParams, bias_limit: int) -> None:
+        super().__init__()
+        assert module.bias is not None  # always built with one
+        self.start, self.source, self.bias_limit = start, source, bias_limit
+        self.weight, self.bias = module.weight, module.bias
+        self.first_scale = torch.from_numpy(start.scale.copy())
+        self.scale = nn.Parameter(self.first_scale.clone(), requires_grad=start.codebook is None)
+        self.unit = float(start.scale.mean())  # entries are held in the unit of weights, so that rates fit both
+        self.entries: nn.Parameter | None = None
+        if start.codebook is not None:
+            self.entries = nn.Parameter(torch.from_numpy(start.codebook.astype(np.float32)) * self.unit)
+
+    def rounded(self) -> tuple[Tensor, Tensor]:
+        """The weight and bias that the codes stand for, differentiable."""
+        wide, limit = self._wide(), self.start.format.limit
+        unit = (self.weight / wide).clamp(-limit, limit)
+        if self.entries is None:
+            weight = through(unit, self.codes())
+        else:
+            values = through(self.entries / self.unit, self.book())[self.codes()]
+            weight = through(unit, values.detach()) + (values - values.detach())
+        step = self.scale.detach() * self.source.scale
+        codes = torch.round(self.bias.detach() / step).clamp(-self.bias_limit, self.bias_limit)
+        return weight * wide, through(self.bias, codes * step)
+
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """Rounded quotients, or indices of the nearest entries (of two equally near the larger one)."""
+        unit = self.weight / self._wide()
+        if self.entries is not None:
+            book = self.book()
+            return torch.bucketize(unit, (book[1:] + book[:-1]) / 2.0, right=True)
+        limit = self.start.format.limit
+        return torch.round(unit).clamp(-limit, limit)
+
+    @torch.no_grad()
+    def book(self) -> Tensor:
+        """The int8 entries as they are now (held as floats), ascending."""
+        assert self.entries is not None
+        return torch.round(self.entries / self.unit).clamp(-127, 127)
+
+    @torch.no_grad()
+    def balance_gradients(self) -> None:
+        """Bring the gradients of scale and entries, sums over many weights, to the size of a weight's.
+
+        Scales by 1 / sqrt(weights * limit), as learned step sizes do; entries to the mean over their weights: larger
+        steps were seen to throw entries off.
+        """
+        codes = self.start.codes
+        if self.scale.grad is not None:
+            self.scale.grad /= math.sqrt(codes[0].size * self.start.format.limit)
+        if self.entries is not None and self.entries.grad is not None:
+            self.entries.grad *= len(self.entries) / codes.size
+
+    @torch.no_grad()
+    def bound(self) -> None:
+        """Bring scales back into their range and entries into their order after an optimiser step."""
+        low, high = self.first_scale / SCALE_RANGE, self.first_scale * SCALE_RANGE
+        self.scale.copy_(torch.minimum(torch.maximum(self.scale, low), high))
+        if self.entries is not None:
+            self.entries.copy_(self.entries.sort().values)
+
+    @torch.no_grad()
+    def freeze(self) -> QuantisedWeight:
+        """The integers as they are now."""
+        scale = self.scale.detach().numpy().copy()
+        limit = self.bias_limit * self.source.scale * scale.astype(np.float64)
+        bias = np.clip(self.bias.detach().numpy().astype(np.float64), -limit, limit)
+        book = None if self.entries is None else self.book().numpy().astype(np.int8)
+        codes = self.codes().to(torch.int8).numpy().copy()
+        return QuantisedWeight(self.start.format_name, codes, book, scale, bias_codes(bias, self.source, scale))
+
+    def _wide(self) -> Tensor:
+        return self.scale.reshape(-1, *[1] * (self.weight.dim() - 1))
+
+
 class TrainableModule(FakeQuantModule):
-    """A compressed model whose float weights, biases and scales are parameters; `freeze` gives the final integers."""
+    """A compressed model whose float weights, biases, scales and codebooks learn; `freeze` gives the final integers."""
 
     def __init__(self, compressed: CompressedModel) -> None:
         super().__init__(compressed)
         self.compressed = compressed
         self.names = {name: k for k, name in enumerate(compressed.weights)}
-        self.scales = nn.ParameterList(
-            nn.Parameter(torch.from_numpy(w.scale.copy()), requires_grad=w.codebook is None)
-            for w in compressed.weights.values()
-        )
-        self.start = [p.detach().clone() for p in self.scales]
-        books = {n: w for n, w in compressed.weights.items() if w.codebook is not None}
-        self.units = {n: float(w.scale.mean()) for n, w in books.items()}
-        self.book_names = {name: k for k, name in enumerate(books)}
-        self.entries = nn.ParameterList(
-            nn.Parameter(torch.from_numpy(w.codebook.astype(np.float32)) * self.units[n]) for n, w in books.items()
-        )
-        self.bias_limit: dict[str, int] = {}
-        for name in self.names:
-            self._load_float(name)
+        self.trained = nn.ModuleList(self._layer_of(name) for name in self.names)
 
-    def _load_float(self, name: str) -> None:
+    def _layer_of(self, name: str) -> TrainableLayer:
         module, params = self.inner.modules_by_name[name], self.network.params[name]
         assert isinstance(module, Conv | Dense)
         assert module.bias is not None
-        with torch.no_grad():
+        with torch.no_grad():  # the float weights the codes came from, in place of what the codes stand for
             module.weight.copy_(torch.from_numpy(params["weight"]))
             module.bias.copy_(torch.from_numpy(params["bias"]))
-        shift = requant_shift(name, self._source(name), self.compressed.weights[name].scale, self._out(name))
-        self.bias_limit[name] = BIAS_LIMIT >> (shift + int(math.log2(SCALE_RANGE)))
+        start, source = self.compressed.weights[name], self._source(name)
+        shift = requant_shift(name, source, start.scale, self._out(name)) + int(math.log2(SCALE_RANGE))
+        return TrainableLayer(start, module, source, BIAS_LIMIT >> shift)
 
     def _source(self, name: str) -> QParams:
         return self.activations[self.network[name].inputs[0]]
@@ -63,88 +138,28 @@ class TrainableModule(FakeQuantModule):
         fused = self.network.fused_activation(name)
         return self.activations[name if fused is None else fused.name]
 
-    def scale(self, name: str) -> nn.Parameter:
-        """The per-channel scale (O,) of a layer."""
-        found: nn.Parameter = self.scales[self.names[name]]
+    def layer(self, name: str) -> TrainableLayer:
+        """What learns in a layer."""
+        found = self.trained[self.names[name]]
+        assert isinstance(found, TrainableLayer)
         return found
+
+    def layers(self) -> Iterator[TrainableLayer]:
+        """All layers that learn."""
+        return (self.layer(name) for name in self.names)
 
     def layer_parameters(self, name: str, module: Conv | Dense) -> tuple[Tensor, Tensor]:
         """What the codes of the current weights and biases stand for, differentiable."""
-        assert module.bias is not None
-        scale = self.scale(name)
-        wide = scale.reshape(-1, *[1] * (module.weight.dim() - 1))
-        limit = self.compressed.weights[name].format.limit
-        unit = module.weight / wide
-        codes = self._codes(name, unit.detach())
-        if name in self.book_names:
-            entries = through(self.entries[self.book_names[name]] / self.units[name], self.book(name))[codes]
-            rounded = through(unit.clamp(-limit, limit), entries.detach()) + (entries - entries.detach())
-        else:
-            rounded = through(unit.clamp(-limit, limit), codes)
-        weight = rounded * wide
-        step = scale.detach() * self._source(name).scale
-        bias = torch.round(module.bias.detach() / step).clamp(-self.bias_limit[name], self.bias_limit[name])
-        return weight, through(module.bias, bias * step)
-
-    def _codes(self, name: str, unit: Tensor) -> Tensor:
-        """Codes of weights divided by their scale; for codebooks the nearest entry, ties to the larger one."""
-        if name in self.book_names:
-            book = self.book(name)
-            return torch.bucketize(unit, (book[1:] + book[:-1]) / 2.0, right=True)
-        limit = self.compressed.weights[name].format.limit
-        return torch.round(unit).clamp(-limit, limit)
-
-    def book(self, name: str) -> Tensor:
-        """The layer's int8 entries as they are now (as floats), ascending."""
-        return torch.round(self.entries[self.book_names[name]].detach() / self.units[name]).clamp(-127, 127)
-
-    @torch.no_grad()
-    def balance_gradients(self) -> None:
-        """Bring the gradients of scales and entries, which sum over many weights, to the size of a weight's.
-
-        Scales by 1 / sqrt(weights * limit), as learned step sizes do; entries to the mean over their weights: larger
-        steps were seen to throw entries off.
-        """
-        for name, weight in self.compressed.weights.items():
-            scale = self.scale(name)
-            if scale.grad is not None:
-                scale.grad /= math.sqrt(weight.codes[0].size * weight.format.limit)
-        for name, k in self.book_names.items():
-            grad = self.entries[k].grad
-            if grad is not None:
-                grad *= len(self.entries[k]) / self.compressed.weights[name].codes.size
-
-    @torch.no_grad()
-    def bound_scales(self) -> None:
-        """Bring scales back into their range after an optimiser step."""
-        for scale, start in zip(self.scales, self.start, strict=True):
-            scale.copy_(torch.minimum(torch.maximum(scale, start / SCALE_RANGE), start * SCALE_RANGE))
-        for entries in self.entries:
-            entries.copy_(entries.sort().values)
-
-    @torch.no_grad()
-    def freeze_layer(self, name: str) -> QuantisedWeight:
-        """The integers of one layer as they are now.
-
-        Raises:
-            UnsupportedError: the accumulator could overflow.
-        """
-        module = self.inner.modules_by_name[name]
-        assert isinstance(module, Conv | Dense)
-        assert module.bias is not None
-        old, scale = self.compressed.weights[name], self.scale(name).detach().numpy().copy()
-        unit = module.weight / self.scale(name).reshape(-1, *[1] * (module.weight.dim() - 1))
-        codes = self._codes(name, unit).to(torch.int8).numpy().copy()
-        book = self.book(name).numpy().astype(np.int8) if name in self.book_names else None
-        step = self._source(name).scale * scale.astype(np.float64)
-        limit = (self.bias_limit[name] * step).astype(np.float32)
-        bias = bias_codes(np.clip(module.bias.numpy(), -limit, limit), self._source(name), scale)
-        result = QuantisedWeight(old.format_name, codes, book, scale, bias)
-        shift = requant_shift(name, self._source(name), scale, self._out(name))
-        prove_accumulator(result.values.reshape(len(codes), -1), bias, shift, name)
-        return result
+        return self.layer(name).rounded()
 
     def freeze(self) -> CompressedModel:
-        """The compressed model as it is now: final integers, and the float weights they come from."""
-        weights = {name: self.freeze_layer(name) for name in self.names}
+        """The compressed model as it is now: final integers, and the float weights they come from.
+
+        Raises:
+            UnsupportedError: an accumulator could overflow.
+        """
+        weights = {name: self.layer(name).freeze() for name in self.names}
+        for name, w in weights.items():
+            shift = requant_shift(name, self._source(name), w.scale, self._out(name))
+            prove_accumulator(w.values.reshape(len(w.codes), -1), w.bias, shift, name)
         return replace(self.compressed, network=self.inner.to_network(), weights=weights)

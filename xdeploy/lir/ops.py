@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.errors import UnsupportedError
-from xdeploy.formats import INT32_LIMIT, Int8, Int64, QParams, prove_accumulator
+from xdeploy.formats import INT32_LIMIT, Int8, Int32, Int64, QParams, prove_accumulator, saturate
 from xdeploy.lir.graph import LoweredGraph, Node
 
 Shape = tuple[int, ...]
@@ -70,14 +70,15 @@ def accumulate(node: Node, x: Int8) -> Int64:
             weight = values.reshape(groups, out // groups, kh, kw, per).astype(np.float64)
             sums = np.einsum("nhwklgi,gokli->nhwgo", cut, weight, optimize=True)
             sums = sums.reshape(*view.shape[:3], out)
-    return sums.astype(np.int64) + node.consts["bias"].astype(np.int64)
+    acc: Int64 = sums.astype(np.int64) + node.consts["bias"].astype(np.int64)
+    return acc
 
 
 def _scaled(a: Mapping[str, Any], prefix: str, x0: Int8, x1: Int8 | None) -> Int8:
     acc = x0.astype(np.int64) * a[f"{prefix}a"] + a[f"{prefix}const"]
     if x1 is not None:
         acc = acc + x1.astype(np.int64) * a[f"{prefix}b"]
-    return np.clip(acc >> a[f"{prefix}shift"], a[f"{prefix}low"], a[f"{prefix}high"]).astype(np.int8)
+    return saturate(acc >> a[f"{prefix}shift"], a[f"{prefix}low"], a[f"{prefix}high"])
 
 
 # ------------------------------------------------------------------------------------------------- meanings
@@ -95,7 +96,7 @@ def _run_avg(node: Node, xs: list[Int8]) -> Int8:
         counts = np.full_like(counts, a["kernel"][0] * a["kernel"][1])
     acc = view.sum(axis=(3, 4)) << a["shift"]
     code = a["out_zero"] + ((acc * node.consts["multiplier"].astype(np.int64)[counts - 1] + (1 << 31)) >> 32)
-    return np.clip(code, a["low"], a["high"]).astype(np.int8)
+    return saturate(code, a["low"], a["high"])
 
 
 def _run_max(node: Node, xs: list[Int8]) -> Int8:
@@ -116,10 +117,11 @@ def _run_slice(node: Node, xs: list[Int8]) -> Int8:
     return np.ascontiguousarray(xs[0][cuts])
 
 
-def softmax_table(scale: float, classes: int) -> NDArray[np.int32]:
+def softmax_table(scale: float, classes: int) -> Int32:
     """exp(-d * scale) for code differences d = 0..255, fixed point, so that 256 * e + sum/2 stays below 2^31."""
     bits = min(22, 30 - int(np.ceil(np.log2(max(classes, 1)))))
-    return np.rint(np.exp(-np.arange(256) * scale) * 2.0**bits).astype(np.int32)
+    table: Int32 = np.rint(np.exp(-np.arange(256) * scale) * 2.0**bits).astype(np.int32)
+    return table
 
 
 def _run_softmax(node: Node, xs: list[Int8]) -> Int8:
@@ -127,7 +129,7 @@ def _run_softmax(node: Node, xs: list[Int8]) -> Int8:
     x = xs[0].astype(np.int64)
     e = node.consts["table"].astype(np.int64)[x.max(axis=-1, keepdims=True) - x]
     total = e.sum(axis=-1, keepdims=True)
-    return np.clip(-128 + (256 * e + total // 2) // total, -128, 127).astype(np.int8)
+    return saturate(-128 + (256 * e + total // 2) // total)
 
 
 def _run_lut(node: Node, xs: list[Int8]) -> Int8:
@@ -172,36 +174,44 @@ def _concat_shape(node: Node, shapes: list[Shape]) -> Shape:
 _OUT = ("shift", "out_zero", "low", "high")
 _WEIGHT = ("codes", "bias", "multiplier")
 
+def _linear_shape(node: Node, shapes: list[Shape]) -> Shape:
+    return (node.consts["codes"].shape[0],)
+
+
+def _run_clamp(node: Node, xs: list[Int8]) -> Int8:
+    return saturate(xs[0], node.attrs["low"], node.attrs["high"])
+
+
+def _run_transpose(node: Node, xs: list[Int8]) -> Int8:
+    return np.ascontiguousarray(xs[0].transpose(0, *(p + 1 for p in node.attrs["perm"])))
+
+
+_CONV = ("weight_format", "stride", "pads", "dilation", "groups", "in_zero", *_OUT)
+_SCALED = ("a", "const", "shift", "low", "high")
+_POOL = ("kernel", "stride", "pads")
+
 OPS: dict[str, Op] = {
-    # optional second input: a residual added in the epilogue, y = clamp((add_a*conv + add_b*x1 + add_const) >> add_shift)
-    "conv2d": Op(
-        ("weight_format", "stride", "pads", "dilation", "groups", "in_zero", *_OUT), _WEIGHT, (1, 2), _conv_shape, _run_weighted
-    ),
-    "linear": Op(
-        ("weight_format", "in_zero", *_OUT), _WEIGHT, (1, 2), lambda n, s: (n.consts["codes"].shape[0],), _run_weighted
-    ),
-    "add": Op(("a", "b", "const", "shift", "low", "high"), (), (2,), _same, lambda n, x: _scaled(n.attrs, "", x[0], x[1])),
-    "rescale": Op(("a", "const", "shift", "low", "high"), (), (1,), _same, lambda n, x: _scaled(n.attrs, "", x[0], None)),
-    "clamp": Op(
-        ("low", "high"), (), (1,), _same, lambda n, x: np.clip(x[0], n.attrs["low"], n.attrs["high"]).astype(np.int8)
-    ),
-    "max_pool2d": Op(("kernel", "stride", "pads"), (), (1,), _pool_shape, _run_max),
+    # an optional second input is a residual, added in the epilogue:
+    # y = clamp((add_a * conv + add_b * x1 + add_const) >> add_shift)
+    "conv2d": Op(_CONV, _WEIGHT, (1, 2), _conv_shape, _run_weighted),
+    "linear": Op(("weight_format", "in_zero", *_OUT), _WEIGHT, (1, 2), _linear_shape, _run_weighted),
+    "add": Op((*_SCALED, "b"), (), (2,), _same, lambda n, x: _scaled(n.attrs, "", x[0], x[1])),
+    "rescale": Op(_SCALED, (), (1,), _same, lambda n, x: _scaled(n.attrs, "", x[0], None)),
+    "clamp": Op(("low", "high"), (), (1,), _same, _run_clamp),
+    "max_pool2d": Op(_POOL, (), (1,), _pool_shape, _run_max),
     # multiplier[count-1] serves windows of `count` elements
-    "avg_pool2d": Op(
-        ("kernel", "stride", "pads", "include_pad", "in_zero", *_OUT), ("multiplier",), (1,), _pool_shape, _run_avg
-    ),
+    "avg_pool2d": Op((*_POOL, "include_pad", "in_zero", *_OUT), ("multiplier",), (1,), _pool_shape, _run_avg),
     "pad": Op(("pads", "channels", "value"), (), (1,), _pad_shape, _run_pad),
     "slice": Op(("starts", "stops", "steps"), (), (1,), _slice_shape, _run_slice),  # (H, W, C) order
     "concat": Op((), (), (-1,), _concat_shape, lambda n, x: np.concatenate(x, axis=-1)),
     # a change of shape only; never moves data
-    "reshape": Op(("shape",), (), (1,), lambda n, s: n.attrs["shape"], lambda n, x: x[0].reshape(len(x[0]), *n.attrs["shape"])),
-    "transpose": Op(
-        ("perm",), (), (1,), lambda n, s: tuple(s[0][p] for p in n.attrs["perm"]),
-        lambda n, x: np.ascontiguousarray(x[0].transpose(0, *(p + 1 for p in n.attrs["perm"]))),
+    "reshape": Op(
+        ("shape",), (), (1,), lambda n, s: n.attrs["shape"], lambda n, x: x[0].reshape(len(x[0]), *n.attrs["shape"])
     ),
+    "transpose": Op(("perm",), (), (1,), lambda n, s: tuple(s[0][p] for p in n.attrs["perm"]), _run_transpose),
     "softmax": Op((), ("table",), (1,), _same, _run_softmax),
     "lut": Op((), ("table",), (1,), _same, _run_lut),  # table int8[256], indexed by code + 128
-}  # fmt: skip
+}
 
 
 def scaled_params(

@@ -31,7 +31,7 @@ def add_moments(module: Conv | Dense, a: Tensor, s: Tensor, magnitude: Tensor, s
     chunk = max(1, CHUNK_ELEMENTS // per_sample)
     for start in range(0, len(a), chunk):
         gradient = conv_weight_gradients(module, a[start : start + chunk], s[start : start + chunk])
-        magnitude += gradient.abs().sum(dim=0)
+        magnitude += gradient.abs_().sum(dim=0)
         square += gradient.square_().sum(dim=0)
 
 

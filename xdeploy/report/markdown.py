@@ -19,9 +19,8 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def _table(table: Table) -> list[str]:
-    rule = ["---:" if a == ">" else "---" for a in table.align]
-    rows = [table.columns, tuple(rule), *table.rows]
-    lines = ["| " + " | ".join(row if row is rule else _cell(row) for row in cells) + " |" for cells in rows]
+    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in (table.columns, *table.rows)]
+    lines.insert(1, "| " + " | ".join("---:" if a == ">" else "---" for a in table.align) + " |")
     return [*lines, "", table.note] if table.note else lines
 
 
