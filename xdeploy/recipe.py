@@ -41,7 +41,7 @@ class PlanOptions:
     formats: tuple[str, ...] = ("int8", "int4", "int2", "c4s8")
     flash: int | None = None  # bytes of weights, scales, biases and codebooks
     ram: int | None = None  # bytes of arena
-    max_drop: float = 1.0  # points of validation accuracy, used when no flash budget is given
+    max_drop: float = 1.0  # points of validation accuracy, one standard error included; without a flash budget
     fixed: Mapping[str, str] = field(default_factory=dict)  # layer -> weight format
 
 

@@ -12,6 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from xdeploy.errors import UsageError
 from xdeploy.files import read_json, read_npz, write_json, write_npz
 from xdeploy.handover import (
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 STAGES = ("source", "score", "plan", "compress", "export", "lower", "build", "report")
 HOST = ".host"  # the host library that measures accuracy, built when no host target is asked for
-SEARCH_SAMPLES = 1000  # validation samples used while searching a plan
+SEARCH_SAMPLES = 2000  # validation samples used while searching a plan
 
 
 class Stages:
@@ -147,16 +150,19 @@ class Stages:
         from xdeploy.model.torchmodule import NetworkModule
         from xdeploy.plan.allocate import allocate
 
-        s = self.source
+        s, o = self.source, self.recipe
+        before = _right(NetworkModule(s.network), s.validation_batches(250, limit=SEARCH_SAMPLES))
 
         def evaluate(plan: CompressionPlan) -> float:
-            model = self._apply(plan, recover=False)
-            return _accuracy(FakeQuantModule(model), s.validation_batches(250, limit=SEARCH_SAMPLES))
+            """Accuracy in percent, less one standard error of its (paired) difference from the float network's."""
+            module = FakeQuantModule(self._apply(plan, recover=False))
+            after = _right(module, s.validation_batches(250, limit=SEARCH_SAMPLES))
+            return 100.0 * float(after.mean() - (after != before).mean() ** 0.5 / len(after) ** 0.5)
 
-        float_accuracy = _accuracy(NetworkModule(s.network), s.validation_batches(250, limit=SEARCH_SAMPLES))
-        allocate(s.network, self.relevance, self.recipe.plan, evaluate, float_accuracy, self.progress).save(
-            self.folder / "plan.json"
-        )
+        accuracy = 100.0 * float(before.mean())
+        weighting = o.compress.codebook_weighting
+        plan = allocate(s.network, self.relevance, o.plan, evaluate, accuracy, self.progress, weighting)
+        plan.save(self.folder / "plan.json")
 
     def _apply(self, plan: CompressionPlan, recover: bool) -> CompressedModel:
         from xdeploy.compress.apply import compress
@@ -261,8 +267,8 @@ class Stages:
         progress = self.progress
         value: dict[str, Any] = {"schema": "xdeploy.accuracy/1"}
         for key, module in (("float", NetworkModule(s.network)), ("fake_quant", FakeQuantModule(self.compressed))):
-            share = _accuracy(module, s.test_batches(250), lambda done: progress("accuracy, torch", done, n))
-            value[key] = quantity(share, "%", "measured", n=n)
+            right = _right(module, s.test_batches(250), lambda done: progress("accuracy, torch", done, n))
+            value[key] = quantity(100.0 * float(right.mean()), "%", "measured", n=n)
         value["deployed"] = self._deployed() if self.recipe.bench.accuracy else None
         rows = compare_with_onnx(self.folder / "model.onnx", self.graph, self._exported().inputs)
         worst = max(r["max_code_difference"] for r in rows)
@@ -324,16 +330,15 @@ def host_target() -> Target:
     return load_target("x86-64")
 
 
-def _accuracy(module: Any, batches: Iterable[Any], tell: Callable[[int], None] | None = None) -> float:
-    """Top-1 accuracy in percent of a torch module."""
+def _right(module: Any, batches: Iterable[Any], tell: Callable[[int], None] | None = None) -> NDArray[np.bool_]:
+    """Which samples a torch module classifies rightly; the first of equal outputs wins, as on the device."""
     import torch
 
-    right = n = 0
+    rows: list[NDArray[np.bool_]] = []
     module.eval()
     with torch.inference_mode():
         for x, y in batches:
-            right += int((module(x).argmax(1) == y).sum())
-            n += len(y)
+            rows.append((module(x).flatten(1).argmax(1) == y).numpy())
             if tell:
-                tell(n)
-    return 100.0 * right / max(n, 1)
+                tell(sum(map(len, rows)))
+    return np.concatenate(rows)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from xdeploy.kernels.arm import interleave
+from xdeploy.kernels.vector import blocks_of
+from xdeploy.kernels.weights import RowLayout
 
 from tests.kernels.cases import cases
 from tests.kernels.harness import rows
 from xdeploy.formats import FORMATS
 from xdeploy.kernel import KERNELS
-from xdeploy.kernels.arm import interleave
-from xdeploy.kernels.vector import blocks_of
-from xdeploy.kernels.weights import RowLayout
 from xdeploy.target import load_target
 
 

@@ -1,13 +1,11 @@
-"""The exact solver against exhaustive search and against HiGHS, an independent solver."""
+"""The integer programme against exhaustive search."""
 
 from __future__ import annotations
 
 import itertools
-import time
 
 import numpy as np
 import pytest
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from xdeploy.errors import PlanError
 from xdeploy.plan.solver import least_size, solve
@@ -39,27 +37,6 @@ def test_equals_exhaustive_search(seed, spread):
         assert error[rows, choice].sum() == pytest.approx(best, rel=1e-12)
     with pytest.raises(PlanError, match=str(min(sizes))):
         solve(size, error, allowed, min(sizes) - 1)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_equals_a_general_solver(seed):
-    size, error, allowed = problem(seed, 20, 6, 0.7)
-    budget = int(0.5 * size.mean(axis=1).sum() + 0.5 * least_size(size, allowed))
-    one_each = LinearConstraint(np.kron(np.eye(20), np.ones(6)), 1, 1)
-    result = milp(
-        error.ravel(), integrality=np.ones(error.size), bounds=Bounds(0, allowed.ravel().astype(float)),
-        constraints=[one_each, LinearConstraint(size.ravel()[None], -np.inf, budget)], options={"mip_rel_gap": 0.0},
-    )  # fmt: skip
-    assert error[np.arange(20), solve(size, error, allowed, budget)].sum() == pytest.approx(result.fun, rel=1e-6)
-
-
-def test_a_deep_network_is_quick():
-    size, error, allowed = problem(1, 120, 11, 2.0)
-    start = time.process_time()
-    for share in (0.2, 0.5, 0.8):
-        least, most = least_size(size, allowed), int(size.max(axis=1).sum())
-        solve(size, error, allowed, int(least + share * (most - least)))
-    assert time.process_time() - start < 5.0
 
 
 def test_equal_distortions_take_the_smaller_format():

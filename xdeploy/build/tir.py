@@ -136,6 +136,11 @@ _DROPPED = re.compile(
 )
 _LABEL = re.compile(r"^(\.L(?:func_begin|func_end|tmp|debug|cu_begin|Info)\w*):")
 _SECTION = re.compile(r"\s*\.(?:section\s+([^,\s]+)|(text|data|bss))\b")
+# Helium spellings of LLVM that the GNU assembler (2.40) refuses, and the equal ones both take.
+_SPELLINGS = (
+    (re.compile(r"\bvmla\.i(\d+)(\s+q\d+, q\d+, (?:r\d+|lr))"), r"vmla.s\1\2"),
+    (re.compile(r"\b(vldr|vstr)(\s+)p0\b"), r"\1\2P0"),
+)
 
 
 def clean_assembly(text: str, symbols: tuple[str, ...]) -> str:
@@ -159,8 +164,14 @@ def clean_assembly(text: str, symbols: tuple[str, ...]) -> str:
         elif begins and begins[1] in _TVM_HELPERS:
             keep = False
         if keep and not _DROPPED.match(line):
-            kept.append(line)
+            kept.append(_respelled(line))
     return "\n".join(_without_dead_labels(kept)) + "\n"
+
+
+def _respelled(line: str) -> str:
+    for pattern, replacement in _SPELLINGS:
+        line = pattern.sub(replacement, line)
+    return line
 
 
 def _without_dead_labels(lines: list[str]) -> list[str]:

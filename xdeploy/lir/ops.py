@@ -174,6 +174,7 @@ def _concat_shape(node: Node, shapes: list[Shape]) -> Shape:
 _OUT = ("shift", "out_zero", "low", "high")
 _WEIGHT = ("codes", "bias", "multiplier")
 
+
 def _linear_shape(node: Node, shapes: list[Shape]) -> Shape:
     return (node.consts["codes"].shape[0],)
 
