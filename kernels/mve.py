@@ -21,10 +21,10 @@ from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
-from .arm import WindowWriter
 from .armasm import function
 from .conv import Shape
 from .snippets import channel_consts
+from .windows import WindowWriter
 
 CHUNK, CHANNELS, UNROLL = 16, 4, 4
 PUSHED = 13 * 4  # r0-r11 and lr; stack arguments follow

@@ -21,9 +21,9 @@ from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
-from .arm import WindowWriter
 from .conv import Shape
 from .snippets import channel_consts
+from .windows import WindowWriter
 
 CHUNK, CHANNELS = 16, 4
 _INT4 = np.array([*range(8), *range(-8, 0)], np.int8)  # two's complement as a table

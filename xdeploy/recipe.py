@@ -19,7 +19,7 @@ class DataOptions:
 
     mean: tuple[float, ...] = ()  # per channel, for pixels in 0..1; empty: the model's own, else none
     std: tuple[float, ...] = ()
-    validation: float = 0.1  # share of the training data held out to select with
+    validation: float = 0.2  # share of the training data held out to select with
     calibration: int = 512  # training samples that set the activation ranges
     golden: int = 4  # samples carried along to prove every later stage
 

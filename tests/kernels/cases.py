@@ -125,9 +125,13 @@ def _finish(
 
 
 # --------------------------------------------------------------------------------------------------- lists
+_SOME = ("int8", "int4", "int3", "int2", "c4s8", "c3s8")  # one of every kind of decoding
+
+
 def _conv_cases() -> Iterator[Case]:
     for fmt in FORMATS:
         yield conv((5, 5), 3, 5, fmt=fmt)  # K = 27, no multiple of anything
+    for fmt in _SOME:
         yield conv((3, 4), 16, 8, (1, 1), pads=(0, 0, 0, 0), fmt=fmt, residual=True)
     for fmt in ("int8", "int4", "c4s8"):
         yield conv((6, 5), 4, 6, stride=(2, 2), fmt=fmt, relu=True)
@@ -158,6 +162,7 @@ def _conv_cases() -> Iterator[Case]:
 def _linear_cases() -> Iterator[Case]:
     for fmt in FORMATS:
         yield linear(27, 5, fmt)
+    for fmt in _SOME:
         yield linear(64, 10, fmt, residual=True)
     yield linear(1, 1)
     yield linear(130, 4, relu=True)

@@ -34,7 +34,7 @@ def accuracy(source: SourceModel) -> float:
 def test_it_has_learnt(source: SourceModel) -> None:
     assert source.network.parameters() < 30_000
     assert accuracy(source) >= 0.97
-    assert [len(p) for p in (source.train_indices, source.validation_indices, source.test_indices)] == [1439, 179, 179]
+    assert [len(p) for p in (source.train_indices, source.validation_indices, source.test_indices)] == [1079, 359, 359]
     assert (source.name, source.io.input_shape, len(source.io.labels)) == ("digits", (1, 8, 8), 10)
     assert float(source.train.samples.min()) == 0.0
     assert float(source.train.samples.max()) == 1.0

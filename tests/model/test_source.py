@@ -70,7 +70,7 @@ def _inside(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(model: str | nn.Module, data: str = "data.npz", test: str | None = None, **options: object) -> SourceModel:
-    given = DataOptions(**options)  # type: ignore[arg-type]
+    given = DataOptions(**{"validation": 0.1, **options})  # type: ignore[arg-type]
     return load_source(model, None, Path(data), Path(test) if test else None, given, 0)
 
 

@@ -53,7 +53,7 @@ def cache_folder() -> Path:
 
 
 def demo_source(
-    seed: int, cache_dir: Path | None = None, *, validation: float = 0.1, progress: Progress | None = None
+    seed: int, cache_dir: Path | None = None, *, validation: float = 0.2, progress: Progress | None = None
 ) -> SourceModel:
     """The demo's trained network and its data; trained in seconds the first time, from the cache after that.
 
