@@ -5,7 +5,6 @@ Each method is one arrow between saved objects; heavy libraries are imported by 
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xdeploy.errors import UsageError
 from xdeploy.files import read_json, read_npz, write_json, write_npz
 from xdeploy.handover import (
     Artifact,
@@ -29,7 +27,7 @@ from xdeploy.handover import (
 from xdeploy.recipe import RecoverOptions
 from xdeploy.request import Progress, Request, stage_keys
 from xdeploy.store import Store
-from xdeploy.target import Target, load_target
+from xdeploy.target import Target, host_target
 
 if TYPE_CHECKING:
     from xdeploy.compress.model import CompressedModel
@@ -85,6 +83,8 @@ class Stages:
         """All stages up to `until`; with "report", also the accuracy of the deployed code."""
         last = STAGES.index(until)
         self._remember()
+        if last >= STAGES.index("build"):
+            self._warm_up()
         if self.quantised:
             self._step("lower", ["source.json", "graph.txt", "graph.npz", "golden.npz", "accuracy.json"], self._adopt)
         else:
@@ -117,6 +117,14 @@ class Stages:
             "targets": [t.name for t in self.targets],
             "recipe": self.recipe.to_dict(),
         }
+
+    def _warm_up(self) -> None:
+        """Let the compiler build its C library while the model is being scored and compressed."""
+        from xdeploy.build.zig import warm_up
+
+        for target in self.targets:
+            if not self.store.is_fresh(target.name, self.keys[target.name]):
+                warm_up(target)
 
     def _step(self, name: str, files: list[str], work: Callable[[], None]) -> None:
         if self.store.is_fresh(name, self.keys[name]):
@@ -315,19 +323,6 @@ class Stages:
         )
         none: dict[str, Any] = {"float": None, "fake_quant": None, "deployed": None, "onnx": None}
         write_json(self.folder / "accuracy.json", {"schema": "xdeploy.accuracy/1", **none})
-
-
-def host_target() -> Target:
-    """The target of the machine this runs on.
-
-    Raises:
-        UsageError: no bundled target fits.
-    """
-    if platform.machine() not in ("x86_64", "AMD64"):
-        raise UsageError(
-            f"no host target for {platform.machine()} yet", hint="set bench.accuracy = false in the recipe"
-        )
-    return load_target("x86-64")
 
 
 def _right(module: Any, batches: Iterable[Any], tell: Callable[[int], None] | None = None) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,6 +79,19 @@ def resolve_targets(names: list[str]) -> list[Target]:
     """Targets for a list of names and families, in order, without repeats."""
     flat = [member for name in names for member in FAMILIES.get(name, (name,))]
     return [load_target(name) for name in dict.fromkeys(flat)]
+
+
+def host_target() -> Target:
+    """The target of the machine this runs on.
+
+    Raises:
+        UsageError: no bundled target fits.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise UsageError(
+            f"no host target for {platform.machine()} yet", hint="set bench.accuracy = false in the recipe"
+        )
+    return load_target("x86-64")
 
 
 def _parse(text: str, where: str) -> Target:
