@@ -13,7 +13,7 @@ ROWS: list[tuple[str, ...]] = [
     ("target", "recipe", "handover", "store", "quantise"),
     ("model", "lir", "kernel"),
     ("relevance", "plan", "compress", "lower", "program", "memory", "kernels"),
-    ("export", "build"),
+    ("export", "builder"),
     ("bench", "report"),
     ("pipeline", "stages", "request"),
     ("console", "doctor", "cli"),
@@ -24,7 +24,7 @@ HEAVY = {
     "captum": {"relevance"},
     "onnx": {"export", "lower"},
     "onnxruntime": {"export", "lower"},
-    "tvm": {"kernels", "build"},
+    "tvm": {"kernels", "builder"},
     "unicorn": {"bench"},
 }
 STRANGERS = set(ROWS[3]) - {"program", "memory"}

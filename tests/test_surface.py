@@ -21,6 +21,7 @@ def test_no_heavy_library_is_loaded(code: str) -> None:
 
 def test_public_names() -> None:
     import xdeploy
+    from xdeploy import builder, pipeline
 
     assert set(xdeploy.__all__) == {"__version__", "build"}
-    assert callable(xdeploy.build)
+    assert builder.build is not xdeploy.build is pipeline.build

@@ -217,7 +217,7 @@ def _run_check(args: argparse.Namespace) -> int:
     rows = check(args.model, args.weights, args.data)
     text = "\n".join(f"{r['origin']:32} {r['kind']:12} {'x'.join(map(str, r['shape']))}" for r in rows)
     _emit(
-        args, {"deployable": True, "layers": rows}, f"{text}\nok: {len(rows)} layers, every one has an integer kernel"
+        args, {"deployable": True, "layers": rows}, f"{text}\nok: all {len(rows)} layers are in the integer vocabulary"
     )
     return 0
 

@@ -120,7 +120,7 @@ class Stages:
 
     def _warm_up(self) -> None:
         """Let the compiler build its C library while the model is being scored and compressed."""
-        from xdeploy.build.zig import warm_up
+        from xdeploy.builder.zig import warm_up
 
         for target in self.targets:
             if not self.store.is_fresh(target.name, self.keys[target.name]):
@@ -243,7 +243,7 @@ class Stages:
 
     def _build(self, target: Target, folder: Path) -> Artifact:
         from xdeploy.bench import bench
-        from xdeploy.build import build
+        from xdeploy.builder import build
         from xdeploy.program import bind
 
         options = self.recipe.package

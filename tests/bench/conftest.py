@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.networks import residual_network
-from xdeploy.build import build
+from xdeploy.builder import build
 from xdeploy.handover import Artifact, GoldenIo
 from xdeploy.program import bind
 from xdeploy.recipe import PackageOptions

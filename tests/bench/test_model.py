@@ -10,8 +10,8 @@ from elftools.elf.elffile import ELFFile
 from xdeploy.bench.model import instruction_mix, modelled
 from xdeploy.bench.runner import Block
 from xdeploy.bench.thumb import Instruction, decode
-from xdeploy.build.elf import Elf, Segment
-from xdeploy.build.zig import cc
+from xdeploy.builder.elf import Elf, Segment
+from xdeploy.builder.zig import cc
 
 CASES = """
 adds r0, r1, r2          | alu

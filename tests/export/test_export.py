@@ -125,7 +125,7 @@ def test_metadata_tells_origin_format_and_relevance() -> None:
     assert facts["block.0.conv"] == {
         "origin": "block.0.conv", "weight_format": "c4s8", "weight_bits": "4", "relevance_share": "1",
     }  # fmt: skip
-    assert facts["y"] == {"origin": "block.0.act", "activation_format": "int8"}
+    assert facts["block.0.act.dq"] == {"origin": "block.0.act", "activation_format": "int8"}
     assert all("origin" in f for f in facts.values())
     props = {p.key: p.value for p in model.metadata_props}
     assert props["xdeploy.output_codes"] == "block.0.act.q"

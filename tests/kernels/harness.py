@@ -16,8 +16,8 @@ from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
 
 from tests.kernels.cases import Case
-from xdeploy.build.tir import compile_tir
-from xdeploy.build.zig import cc
+from xdeploy.builder.tir import compile_tir
+from xdeploy.builder.zig import cc
 from xdeploy.kernel import KERNELS, Code, Kernel
 from xdeploy.target import Target
 
@@ -108,17 +108,17 @@ class Batch:
         return wrong
 
 
-def rows(op: str, case: Case, target: Target) -> list[Kernel]:
-    """TIR rows that apply to the case on the target."""
-    found = [k for k in KERNELS.values() if k.op == op and k.isa in target.features and k.isa != "c99"]
+def rows(op: str, case: Case, target: Target, c99: bool = False) -> list[Kernel]:
+    """TIR rows, or those of plain C, that apply to the case on the target."""
+    found = [k for k in KERNELS.values() if k.op == op and k.isa in target.features and (k.isa == "c99") == c99]
     return [k for k in found if k.applies(case.graph, case.node, target)]
 
 
-def fill(batch: Batch, cases: Mapping[str, Sequence[Case]], samples: int | None = None) -> None:
-    """Add every row for every case of `cases` (op -> list)."""
+def fill(batch: Batch, cases: Mapping[str, Sequence[Case]], samples: int | None = None, c99: bool = False) -> None:
+    """Add every TIR row, or every row of plain C, for every case of `cases` (op -> list)."""
     for op, listed in cases.items():
         for case in listed:
-            applicable = rows(op, case, batch.target)
+            applicable = rows(op, case, batch.target, c99)
             assert applicable, f"no row runs {case.name} on {batch.target.name}"
             for row in applicable:
                 batch.add(row, case, samples)
@@ -129,6 +129,11 @@ def run_host(batch: Batch, folder: Path) -> None:
     """Link all functions into one shared library and call them in this process."""
     compile_tir(batch.functions, batch.target).object(folder / "k.o")
     cc(["-shared", "-s", "-o", "k.so", "k.o"], folder)
+    call_host(batch, folder)
+
+
+def call_host(batch: Batch, folder: Path) -> None:
+    """Call the functions of the shared library k.so in this process."""
     library = ctypes.CDLL(str(folder / "k.so"))
     for call in batch.calls:
         code = batch.functions[call.symbol]

@@ -12,8 +12,8 @@ from elftools.elf.elffile import ELFFile
 
 from tests.kernels.cases import Case, conv, linear
 from tests.kernels.harness import rows
-from xdeploy.build.tir import compile_tir
-from xdeploy.build.zig import cc
+from xdeploy.builder.tir import compile_tir
+from xdeploy.builder.zig import cc
 from xdeploy.errors import ToolchainError
 from xdeploy.kernel import Code
 from xdeploy.target import Target, load_target, target_names

@@ -11,7 +11,7 @@ from typing import Any
 
 from xdeploy.bench.runner import Block
 from xdeploy.bench.thumb import Instruction, decode
-from xdeploy.build.elf import Elf
+from xdeploy.builder.elf import Elf
 from xdeploy.handover import quantity
 
 Table = Mapping[str, Any]

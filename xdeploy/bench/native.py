@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from xdeploy.build.zig import cc
+from xdeploy.builder.zig import cc
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xdeploy.build.elf import Elf, read_elf
+from xdeploy.builder.elf import Elf, read_elf
 from xdeploy.errors import DeviceError, UsageError
 from xdeploy.files import read_json
 from xdeploy.formats import Int8

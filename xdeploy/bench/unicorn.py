@@ -16,7 +16,7 @@ import numpy as np
 
 from xdeploy.bench.native import native_library
 from xdeploy.bench.runner import Block, Image, Ran, Tell, merge_blocks, silent
-from xdeploy.build.elf import Elf
+from xdeploy.builder.elf import Elf
 from xdeploy.errors import DeviceError, UsageError
 from xdeploy.formats import Int8
 from xdeploy.handover import Artifact

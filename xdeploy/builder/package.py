@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from xdeploy import __version__
-from xdeploy.build.ctext import banner, c_type, comment, numbers, string
-from xdeploy.build.executor import c99_source, executor_source, internal_header, prototypes
-from xdeploy.build.zig import tool_versions
+from xdeploy.builder.ctext import banner, c_type, comment, numbers, string
+from xdeploy.builder.executor import c99_source, executor_source, internal_header, prototypes
+from xdeploy.builder.zig import tool_versions
 from xdeploy.files import write_text
 from xdeploy.handover import GoldenIo, IoSpec
 from xdeploy.lir.graph import LoweredGraph
@@ -107,7 +107,7 @@ class Package:
         return texts
 
     def _fill(self, template: str, values: Mapping[str, Any]) -> str:
-        text = files("xdeploy.build.templates").joinpath(template).read_text(encoding="utf-8")
+        text = files("xdeploy.builder.templates").joinpath(template).read_text(encoding="utf-8")
         names = {"name": self.name, "upper": self.name.upper(), "model": self.program.model, "banner": self._banner()}
         return Template(text).substitute({**names, **values})
 

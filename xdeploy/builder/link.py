@@ -6,9 +6,9 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from xdeploy.build.package import Package
-from xdeploy.build.stack import stack_bound
-from xdeploy.build.zig import WARNINGS, cc
+from xdeploy.builder.package import Package
+from xdeploy.builder.stack import stack_bound
+from xdeploy.builder.zig import WARNINGS, cc
 from xdeploy.files import write_text
 
 _PLAIN = ("-ffunction-sections", "-fdata-sections", "-fno-sanitize=all", "-fno-unwind-tables", "-g0",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from xdeploy.build.ctext import c_type, comment
+from xdeploy.builder.ctext import c_type, comment
 from xdeploy.kernel import Arg, Code
 from xdeploy.program import Call, Program
 
@@ -122,6 +122,6 @@ def c99_source(program: Program) -> str:
     parts = [f'#include "xd_{program.model}_internal.h"\n']
     for symbol, code in program.functions.items():
         if code.language == "c99":
-            text = re.sub(r"static\s+void\s+\{symbol\}", "void {symbol}", code.text, count=1)
+            text = re.sub(r"static\s+void\s+\{symbol\}(?=\s*\()", "void {symbol}", code.text, count=1)
             parts.append(text.replace("{symbol}", symbol).strip() + "\n")
     return "\n".join(parts) if len(parts) > 1 else ""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from xdeploy import __version__
-from xdeploy.build.elf import Elf, read_elf
-from xdeploy.build.link import (
+from xdeploy.builder.elf import Elf, read_elf
+from xdeploy.builder.link import (
     BOARDS,
     compile_weights,
     determine_stack,
@@ -20,8 +20,8 @@ from xdeploy.build.link import (
     link_library,
     link_program,
 )
-from xdeploy.build.package import Package
-from xdeploy.build.zig import tool_versions
+from xdeploy.builder.package import Package
+from xdeploy.builder.zig import tool_versions
 from xdeploy.errors import GateError
 from xdeploy.files import sha256, write_json
 from xdeploy.handover import Artifact, GoldenIo
@@ -78,7 +78,7 @@ def _assembly(program: Program, target: Target) -> str:
     functions: dict[str, Code] = {s: c for s, c in program.functions.items() if c.language == "tir"}
     if not functions:
         return ""
-    from xdeploy.build.tir import compile_tir
+    from xdeploy.builder.tir import compile_tir
 
     return compile_tir(functions, target).assembly()
 

@@ -1,0 +1,85 @@
+"""Pieces of C99 text that the portable rows share: the call, the two rounding rules, the bounds of a window.
+
+Strict C99: no extensions, no undefined behaviour, nothing left to the implementation. A right shift never sees a
+negative number, yet compilers turn each of the helpers into one or two instructions (`asr`; `smmlar`, `smlal`).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from xdeploy.kernel import Arg, Code
+
+CLAMP = """\
+static int32_t {symbol}_clamp(int32_t v, int32_t low, int32_t high)
+{
+    return v < low ? low : (v > high ? high : v);
+}
+"""
+SHIFT = """\
+/* floor(v / 2^n) */
+static int32_t {symbol}_shift(int32_t v, int32_t n)
+{
+    return v < 0 ? ~(~v >> n) : v >> n;
+}
+"""
+# |acc * multiplier| < 2^62: with 2^62 added no negative number is shifted
+REQUANTISE = """\
+/* zero + round(acc * multiplier / 2^32), halves upwards, clamped */
+static int32_t {symbol}_requantise(int32_t acc, int32_t multiplier, int32_t zero, int32_t low, int32_t high)
+{
+    const int64_t sum = (int64_t)acc * multiplier + INT64_C(0x4000000080000000);
+
+    return {symbol}_clamp((int32_t)(sum >> 32) - 0x40000000 + zero, low, high);
+}
+"""
+WINDOW = """\
+/* The first tap of a window from `at` on that is not before the input. */
+static int32_t {symbol}_first(int32_t at, int32_t dilation)
+{
+    int32_t tap = 0;
+
+    while (at + tap * dilation < 0) {
+        ++tap;
+    }
+    return tap;
+}
+/* The tap after the last one that is not behind the input. */
+static int32_t {symbol}_end(int32_t at, int32_t dilation, int32_t taps, int32_t size)
+{
+    while (taps > 0 && at + (taps - 1) * dilation >= size) {
+        --taps;
+    }
+    return taps;
+}
+"""
+
+
+def fill(text: str, **values: object) -> str:
+    """Replace every @key@ in the text."""
+    for key, value in values.items():
+        text = text.replace(f"@{key}@", str(value))
+    return text
+
+
+def function(body: str, pointers: Mapping[str, Arg], integers: Mapping[str, int], helpers: Sequence[str] = ()) -> Code:
+    """A kernel of plain C.
+
+    Args:
+        body: from the opening to the closing brace.
+        pointers: declaration (`const int8_t *x`) -> what is passed.
+        integers: name -> value of int32 parameters after the pointers; layers that differ only here share the function.
+        helpers: functions before it, with names that begin with `{symbol}_`.
+    """
+    # wrapped for the reader, between parameters only
+    words = [p.replace(" ", "\0") for p in (*pointers, *(f"int32_t {name}" for name in integers))]
+    lines = textwrap.wrap(", ".join(words), 110, initial_indent="    ", subsequent_indent="    ")
+    wrapped = "\n".join(lines).replace("\0", " ")
+    text = "#include <stdint.h>\n" + "".join(helpers) + f"static void {{symbol}}(\n{wrapped})\n{body}"
+    return Code("c99", text, (*pointers.values(), *(Arg("int", value=int(v)) for v in integers.values())))
+
+
+def indent(text: str, depth: int) -> str:
+    """The lines that are not empty, `depth` columns further right."""
+    return "\n".join(" " * depth + line if line else line for line in text.splitlines())

@@ -1,0 +1,267 @@
+"""Rows of plain C99 for all operations without weights: the portable form, for any compiler and CPU. No workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdeploy.kernel import KERNELS, Arg, Code, Kernel
+from xdeploy.lir.graph import LoweredGraph, Node
+from xdeploy.target import Target
+
+from .ctext import CLAMP, REQUANTISE, SHIFT, WINDOW, fill, function
+
+_X, _Y = {"const int8_t *x": Arg("input")}, {"int8_t *y": Arg("output")}
+
+_ELEMENTWISE = """\
+{
+    int32_t i;
+
+    for (i = 0; i < count; ++i) {
+        y[i] = (int8_t)@value@;
+    }
+}
+"""
+_SCALED = "{symbol}_clamp({symbol}_shift(@sum@ + constant, shift), low, high)"
+_SOFTMAX = """\
+{
+    int32_t row, i;
+
+    for (row = 0; row < rows; ++row, x += classes, y += classes) {
+        int32_t top = x[0];
+        uint32_t total = 0;
+
+        for (i = 1; i < classes; ++i) {
+            top = x[i] > top ? x[i] : top;
+        }
+        for (i = 0; i < classes; ++i) {
+            total += (uint32_t)table[top - x[i]];
+        }
+        for (i = 0; i < classes; ++i) {
+            const uint32_t share = (256U * (uint32_t)table[top - x[i]] + total / 2U) / total;
+
+            y[i] = (int8_t)(share > 255U ? 127 : (int32_t)share - 128);
+        }
+    }
+}
+"""
+_POOL = """\
+{
+    int32_t oy, ox, c, ky, kx;
+
+    for (oy = 0; oy < out_height; ++oy) {
+        const int32_t top = oy * stride_y - pad_y;
+        const int32_t ky0 = {symbol}_first(top, 1), ky1 = {symbol}_end(top, 1, kernel_y, height);
+
+        for (ox = 0; ox < out_width; ++ox) {
+            const int32_t left = ox * stride_x - pad_x;
+            const int32_t kx0 = {symbol}_first(left, 1), kx1 = {symbol}_end(left, 1, kernel_x, width);
+@before@
+            for (c = 0; c < channels; ++c) {
+                int32_t @state@;
+
+                for (ky = ky0; ky < ky1; ++ky) {
+                    int32_t from = ((top + ky) * width + left + kx0) * channels + c;
+
+                    for (kx = kx0; kx < kx1; ++kx) {
+                        @update@;
+                        from += channels;
+                    }
+                }
+                y[(oy * out_width + ox) * channels + c] = (int8_t)@result@;
+            }
+        }
+    }
+}
+"""
+_AVERAGE_COUNT = """
+            const int32_t inside = ky1 > ky0 && kx1 > kx0 ? (ky1 - ky0) * (kx1 - kx0) : 0;
+            const int32_t count = always > 0 ? always : (inside > 0 ? inside : 1);
+"""
+_PAD = """\
+{
+    int32_t oy, ox, c;
+
+    for (oy = 0; oy < out_height; ++oy) {
+        for (ox = 0; ox < out_width; ++ox) {
+            const int32_t iy = oy - top, ix = ox - left;
+            int32_t first = out_channels, end = out_channels; /* the channels that come from the input */
+
+            if (iy >= 0 && iy < height && ix >= 0 && ix < width) {
+                first = front;
+                end = front + channels;
+            }
+            for (c = 0; c < first; ++c) {
+                *y++ = (int8_t)value;
+            }
+            for (; c < end; ++c) {
+                *y++ = x[(iy * width + ix) * channels + c - front];
+            }
+            for (; c < out_channels; ++c) {
+                *y++ = (int8_t)value;
+            }
+        }
+    }
+}
+"""
+_COPY = """\
+        for (i = 0; i < count@k@; ++i) {
+            *y++ = *x@k@++;
+        }
+"""
+
+
+def _elementwise(value: str, graph: LoweredGraph, node: Node, **integers: int) -> Code:
+    pointers = {**_X, **({"const int8_t *r": Arg("input", index=1)} if len(node.inputs) == 2 else {})}
+    if node.op == "lut":
+        pointers["const int8_t *table"] = Arg("const", name="table")
+    helpers = [h for h, name in ((CLAMP, "{symbol}_clamp"), (SHIFT, "{symbol}_shift")) if name in value]
+    sizes = {"count": graph.tensors[node.output].size, **integers}
+    return function(fill(_ELEMENTWISE, value=value), {**pointers, **_Y}, sizes, helpers)
+
+
+def _scaled(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    """Add and rescale."""
+    a, two = node.attrs, len(node.inputs) == 2
+    factors = {"a": a["a"], **({"b": a["b"]} if two else {})}
+    value = fill(_SCALED, sum="a * x[i] + b * r[i]" if two else "a * x[i]")
+    rest = {"constant": a["const"], **{k: a[k] for k in ("shift", "low", "high")}}
+    return _elementwise(value, graph, node, **factors, **rest)
+
+
+def _clamp(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    return _elementwise("{symbol}_clamp(x[i], low, high)", graph, node, low=node.attrs["low"], high=node.attrs["high"])
+
+
+def _lut(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    return _elementwise("table[x[i] + 128]", graph, node)
+
+
+def _softmax(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    out = graph.tensors[node.output]
+    pointers = {**_X, "const int32_t *table": Arg("const", name="table"), **_Y}
+    return function(_SOFTMAX, pointers, {"rows": out.size // out.shape[-1], "classes": out.shape[-1]})
+
+
+def _window(graph: LoweredGraph, node: Node) -> dict[str, int]:
+    (h, w, c), (oh, ow, _), a = graph.tensors[node.inputs[0]].shape, graph.tensors[node.output].shape, node.attrs
+    return {
+        "height": h, "width": w, "channels": c, "out_height": oh, "out_width": ow, "kernel_y": a["kernel"][0],
+        "kernel_x": a["kernel"][1], "stride_y": a["stride"][0], "stride_x": a["stride"][1], "pad_y": a["pads"][0],
+        "pad_x": a["pads"][1],
+    }  # fmt: skip
+
+
+def _max(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    body = fill(_POOL, before="", state="best = -128", update="best = x[from] > best ? x[from] : best", result="best")
+    return function(body, {**_X, **_Y}, _window(graph, node), [WINDOW])
+
+
+def _average(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    a = node.attrs
+    result = "{symbol}_requantise(sum * lift, multiplier[count - 1], out_zero, low, high)"
+    body = fill(_POOL, before=_AVERAGE_COUNT, state="sum = 0", update="sum += x[from] - in_zero", result=result)
+    stage = {"lift": 1 << a["shift"], "out_zero": a["out_zero"], "low": a["low"], "high": a["high"]}
+    # a count for all windows, or 0: what lies inside the input counts
+    always = a["kernel"][0] * a["kernel"][1] if a["include_pad"] else 0
+    pointers = {**_X, "const int32_t *multiplier": Arg("const", name="multiplier"), **_Y}
+    integers = {**_window(graph, node), "always": always, "in_zero": a["in_zero"], **stage}
+    return function(body, pointers, integers, [WINDOW, CLAMP, REQUANTISE])
+
+
+def _pad(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    (h, w, c), (oh, ow, oc) = graph.tensors[node.inputs[0]].shape, graph.tensors[node.output].shape
+    a = node.attrs
+    integers = {
+        "height": h, "width": w, "channels": c, "out_height": oh, "out_width": ow, "out_channels": oc,
+        "top": a["pads"][0], "left": a["pads"][1], "front": a["channels"][0], "value": a["value"],
+    }  # fmt: skip
+    return function(_PAD, {**_X, **_Y}, integers)
+
+
+def _concat(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    inputs = range(len(node.inputs))
+    copies = "".join(fill(_COPY, k=k) for k in inputs)
+    body = f"{{\n    int32_t row, i;\n\n    for (row = 0; row < rows; ++row) {{\n{copies}    }}\n}}\n"
+    pointers = {f"const int8_t *x{k}": Arg("input", index=k) for k in inputs}
+    out = graph.tensors[node.output]
+    counts = {f"count{k}": graph.tensors[name].shape[-1] for k, name in enumerate(node.inputs)}
+    return function(body, {**pointers, **_Y}, {"rows": out.size // out.shape[-1], **counts})
+
+
+def _strided(counts: tuple[int, ...], strides: list[int], start: int) -> Code:
+    """Copy to contiguous y from x[start + sum(index * stride)]; one text per number of dimensions above 1 element."""
+    dims = [(n, t) for n, t in zip(counts, strides, strict=True) if n > 1] or [(1, 1)]
+    names = [f"i{d}" for d in range(len(dims))]
+    lines = ["{", f"    int32_t {', '.join(names)};", ""]
+    for d, name in enumerate(names):
+        lines.append("    " * (d + 1) + f"for ({name} = 0; {name} < count{d}; ++{name}) {{")
+    at = " + ".join(f"{name} * stride{d}" for d, name in enumerate(names))
+    lines.append("    " * (len(dims) + 1) + f"*y++ = x[start + {at}];")
+    lines += ["    " * (d + 1) + "}" for d in reversed(range(len(dims)))]
+    integers = {"start": start}
+    for d, (count, stride) in enumerate(dims):
+        integers |= {f"count{d}": count, f"stride{d}": stride}
+    return function("\n".join([*lines, "}", ""]), {**_X, **_Y}, integers)
+
+
+def _steps(shape: tuple[int, ...]) -> list[int]:
+    """Elements from one index to the next in every dimension of a contiguous tensor."""
+    return [int(np.prod(shape[d + 1 :])) for d in range(len(shape))]
+
+
+def _slice(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    shape, a = graph.tensors[node.inputs[0]].shape, node.attrs
+    wanted = zip(a["starts"], a["stops"], a["steps"], strict=True)
+    cuts = [slice(*cut).indices(n) for n, cut in zip(shape, wanted, strict=True)]
+    steps = _steps(shape)
+    start = sum(cut[0] * step for cut, step in zip(cuts, steps, strict=True))
+    strides = [cut[2] * step for cut, step in zip(cuts, steps, strict=True)]
+    return _strided(graph.tensors[node.output].shape, strides, start)
+
+
+def _transpose(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    steps = _steps(graph.tensors[node.inputs[0]].shape)
+    return _strided(graph.tensors[node.output].shape, [steps[p] for p in node.attrs["perm"]], 0)
+
+
+def _nothing(graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
+    return {}
+
+
+def _const(key: str, dtype: type[np.integer[Any]]) -> Callable[[LoweredGraph, Node], Mapping[str, NDArray[Any]]]:
+    return lambda graph, node: {key: node.consts[key].astype(dtype)}
+
+
+def _register(
+    op: str,
+    emit: Callable[[LoweredGraph, Node, Target], Code],
+    instructions: float,
+    pack: Callable[[LoweredGraph, Node], Mapping[str, NDArray[Any]]] = _nothing,
+    in_place: bool = False,
+) -> None:
+    """`instructions` per output, or per tap of a window: an upper estimate, above that of the rows for a target."""
+
+    def cost(graph: LoweredGraph, node: Node, target: Target) -> float:
+        taps = int(np.prod(node.attrs.get("kernel", (1, 1))))
+        return (instructions * taps + 40.0 * ("kernel" in node.attrs)) * graph.tensors[node.output].size
+
+    name = f"{op}_s8_-_1x1__c99"
+    row = Kernel(name, op, "-", "c99", lambda g, n, t: True, cost, lambda g, n: 0, pack, emit, in_place)
+    KERNELS.add(name, row)
+
+
+_register("add", _scaled, 20.0, in_place=True)
+_register("rescale", _scaled, 16.0, in_place=True)
+_register("clamp", _clamp, 10.0, in_place=True)
+_register("lut", _lut, 8.0, _const("table", np.int8), in_place=True)
+_register("softmax", _softmax, 50.0, _const("table", np.int32), in_place=True)
+_register("max_pool2d", _max, 10.0)
+_register("avg_pool2d", _average, 12.0, _const("multiplier", np.int32))
+_register("pad", _pad, 12.0)
+_register("concat", _concat, 8.0)
+_register("slice", _slice, 12.0)
+_register("transpose", _transpose, 12.0)
