@@ -37,8 +37,8 @@ class Arg:
 class Code:
     """The source of one C function `void <symbol>(<args>)` and the call that runs the node.
 
-    language "tir": `text` is TVMScript of one plain `T.prim_func` whose name is `{symbol}` (a placeholder that the
-    builder fills), with typed pointer parameters (`T.handle("int8")`) and `T.int32` scalars in the order of `args`;
+    language "tir": `text` is TVMScript of one plain `T.prim_func` whose name is `{symbol}` (filled in by the
+    builder), with typed pointer parameters (`T.handle("int8")`) and `T.int32` scalars in the order of `args`;
     `llvm_ir` is LLVM IR to import into it. language "c99": `text` is the C text of a `static void {symbol}(...)`.
     Two nodes whose text is equal share one function.
     """
