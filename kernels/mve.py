@@ -1,9 +1,13 @@
-"""Helium rows (Cortex-M55): int8 convolution and linear layers by VMLAVA, 16 multiply-accumulates per instruction.
+"""Helium rows (Cortex-M55): convolution and linear layers with weights of every format.
 
-The windows of two output pixels are copied into the workspace, padded to a multiple of 16 codes (the padding meets zero
-weights). One assembly function multiplies them with all output channels, four at a time: eight accumulators in the
-even core registers, which is all VMLAVA can add into, then bias, VRMULH (the one rounding rule is exactly that
-instruction), residual and a predicated store. Geometry is passed as scalars: all layers share the functions.
+A tile of gathered pixels goes through all output channels in one assembly function (see mve_block); windows are padded
+to a multiple of 16 codes, which meet zero weights, or zeros where a codebook may not hold 0. VRMULH is exactly the one
+rounding rule. Geometry is passed as scalars: all layers of a format share one function.
+
+Packed weights of four channels are decoded once per tile into a buffer of 4 * K bytes, never as a tensor. That costs 2
+to 4 instructions per 128 multiply-accumulates; in the multiply loop it would be 2 to 6, with a gathering load, which
+reads byte by byte, before every second multiplication. A linear layer has one pixel and nothing to share: it decodes in
+the loop. A 1x1 convolution reads its input in place and is one tile.
 """
 
 from __future__ import annotations
@@ -15,136 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xdeploy.formats import FORMATS
+from xdeploy.formats import FORMATS, Int8, UInt8, WeightFormat
 from xdeploy.kernel import KERNELS, Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
-from .armasm import function
 from .conv import Shape
+from .mve_block import CHANNELS, CHUNK, PLANES, STACK_ARGS, BlockTile, clip_rows, fill_run, move_rows, move_run
 from .snippets import channel_consts
 from .windows import WindowWriter
 
-CHUNK, CHANNELS, UNROLL = 16, 4, 4
-PUSHED = 13 * 4  # r0-r11 and lr; stack arguments follow
-STACK_ARGS = (
-    "turns_end", "entry", "next_pixel", "channels", "row", "out_zero", "low", "high",
-    "residual", "next_residual", "add_a", "add_b", "add_const", "add_low", "add_high",
-)  # fmt: skip
-_POINTERS = ("turns_end", "next_pixel", "residual", "next_residual")
-# odd core registers; loads that widen need one of r0-r7
-_Y, _Y2, _X, _W, _END, _X2 = "r1", "r3", "r5", "r7", "r9", "r11"
-_EVEN = ("r0", "r2", "r4", "r6", "r8", "r10", "r12", "lr")
-
-
-def move_run() -> tuple[str, str]:
-    """(source, to, bytes): copy a run of at least one byte."""
-    lines = ["push {r4, lr}", "dlstp.8 lr, r2", "1:", "vldrb.u8 q0, [r0], #16", "vstrb.8 q0, [r1], #16", "letp lr, 1b"]
-    return function("move", "ptr, ptr, i32", [*lines, "pop {r4, pc}"])
-
-
-def fill_run() -> tuple[str, str]:
-    """(to, bytes, value): fill a run of at least one byte."""
-    lines = ["push {r4, lr}", "vdup.8 q0, r2", "dlstp.8 lr, r1", "1:", "vstrb.8 q0, [r0], #16", "letp lr, 1b"]
-    return function("fill", "ptr, i32, i32", [*lines, "pop {r4, pc}"])
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """1 or 2 pixels x all output channels, four at a time."""
-
-    pixels: int
-    shift: int
-    bounded: bool
-    residual: bool
-    add_shift: int
-    add_bounded: bool
-
-    def _slot(self, name: str) -> str:
-        return f"[sp, #{PUSHED + 4 * STACK_ARGS.index(name)}]"
-
-    def _acc(self, pixel: int, channel: int) -> str:
-        return _EVEN[CHANNELS * pixel + channel]
-
-    def _each(self, template: str) -> list[str]:
-        return [template.format(q=f"q{p}") for p in range(self.pixels)]
-
-    def _chunk(self) -> list[str]:
-        """16 codes of each pixel times 16 weights of each channel."""
-        lines = [f"vldrb.u8 q{p}, [{x}], #16" for p, x in zip(range(self.pixels), (_X, _X2), strict=False)]
-        for c in range(CHANNELS):
-            lines.append(f"vldrb.u8 q{2 + c % 2}, [{_W}], #16")
-            lines += [f"vmlava.s8 {self._acc(p, c)}, q{p}, q{2 + c % 2}" for p in range(self.pixels)]
-        return lines
-
-    def entry(self, chunks: int) -> int:
-        """Byte offset (and Thumb bit) of the chunk where the first turn begins."""
-        return 1 + 4 * len(self._chunk()) * (-chunks % UNROLL)
-
-    def _clamp(self, low: str, high: str) -> list[str]:
-        lines = []
-        for name, op in ((low, "vmax"), (high, "vmin")):
-            lines += [f"ldr r0, {self._slot(name)}", "vdup.32 q2, r0", *self._each(op + ".s32 {q}, {q}, q2")]
-        return lines
-
-    def _requantise(self) -> list[str]:
-        lines = []
-        for p in range(self.pixels):
-            a = [self._acc(p, c) for c in range(CHANNELS)]
-            lines += [f"vmov q{p}[2], q{p}[0], {a[0]}, {a[2]}", f"vmov q{p}[3], q{p}[1], {a[1]}, {a[3]}"]
-        lines += ["ldr r0, [sp, #8]", "vldrw.s32 q2, [r0, #16]", "add r0, r0, #32", "str r0, [sp, #8]"]
-        lines += self._each(f"vshl.i32 {{q}}, {{q}}, #{self.shift}") if self.shift else []
-        lines += [*self._each("vrmulh.s32 {q}, {q}, q2"), f"ldr r0, {self._slot('out_zero')}"]
-        lines += self._each("vadd.i32 {q}, {q}, r0")
-        return lines + (self._clamp("low", "high") if self.bounded or self.residual else [])
-
-    def _add_residual(self) -> list[str]:
-        pointers = (("r0", "residual"), ("r2", "next_residual"))[: self.pixels]
-        lines = [f"ldr {r}, {self._slot(name)}" for r, name in pointers]
-        lines += [f"ldr r6, {self._slot('channels')}", "vctp.32 r6", "vpst" + "t" * (self.pixels - 1)]
-        lines += [f"vldrbt.s32 q{2 + p}, [{r}], #4" for p, (r, _) in enumerate(pointers)]
-        lines += [f"str {r}, {self._slot(name)}" for r, name in pointers]
-        lines += [f"ldr {r}, {self._slot(n)}" for r, n in (("r0", "add_a"), ("r2", "add_b"), ("r4", "add_const"))]
-        lines += self._each("vmul.i32 {q}, {q}, r0")
-        lines += [f"vmla.s32 q{p}, q{2 + p}, r2" for p in range(self.pixels)]
-        lines += [*self._each("vadd.i32 {q}, {q}, r4"), *self._each(f"vshr.s32 {{q}}, {{q}}, #{self.add_shift}")]
-        return lines + (self._clamp("add_low", "add_high") if self.add_bounded else [])
-
-    def _store(self) -> list[str]:
-        """The other pixel first: where there is none, it is stored to the place of this one."""
-        lines = [*self._each("vqmovnb.s32 {q}, {q}"), *self._each("vqmovnb.s16 {q}, {q}")]
-        lines += [f"ldr r6, {self._slot('channels')}", "vctp.32 r6", "vpst" + "t" * (self.pixels - 1)]
-        return lines + [f"vstrbt.32 q{p}, [{(_Y, _Y2)[p]}], #4" for p in reversed(range(self.pixels))]
-
-    def lines(self) -> list[str]:
-        """The function body."""
-        head = ["push {r0-r11, lr}", "adr.w r12, 1f", f"ldr r4, {self._slot('entry')}", "add r12, r12, r4"]
-        head += [f"str r12, {self._slot('entry')}", f"mov {_W}, r1", f"mov {_Y}, r3"]
-        head += [f"ldr {_Y2}, {self._slot('next_pixel')}", f"ldr {_END}, {self._slot('turns_end')}"]
-        block = ["2:", f"ldr {_X}, [sp, #8]", f"ldrd r0, r2, [{_X}]", f"ldrd r4, r6, [{_X}, #8]"]
-        block += [f"mov {self._acc(p, c)}, {self._acc(0, c)}" for p in range(1, self.pixels) for c in range(CHANNELS)]
-        block += [f"ldr {_X}, [sp, #0]", f"ldr {_X2}, {self._slot('entry')}"]
-        if self.pixels == 2:  # the address to jump to needs a register of its own until the jump
-            block += [f"push {{{_X2}}}", f"ldr {_X2}, [sp, #{PUSHED + 4 + 4 * STACK_ARGS.index('row')}]"]
-            block += [f"add {_X2}, {_X}, {_X2}", "pop {pc}"]
-        else:
-            block.append(f"bx {_X2}")
-        turn = [".p2align 2", "1:", *UNROLL * self._chunk(), f"cmp {_X}, {_END}", "bne.w 1b"]
-        tail = [*self._requantise(), *(self._add_residual() if self.residual else []), *self._store()]
-        tail += [
-            "subs r6, r6, #4",
-            f"str r6, {self._slot('channels')}",
-            "bgt.w 2b",
-            "add sp, sp, #16",
-            "pop {r4-r11, pc}",
-        ]
-        return [*head, *block, *turn, *tail]
-
-    def function(self) -> tuple[str, str]:
-        """LLVM IR and name; parameters x, w, bm, y and STACK_ARGS."""
-        types = ["ptr" if name in _POINTERS else "i32" for name in STACK_ARGS]
-        return function(f"mve{self.pixels}x4", ", ".join(["ptr"] * 4 + types), self.lines())
+WINDOWS = 4608  # bytes of gathered windows, unless four pixels need more
 
 
 def _row(shape: Shape) -> int:
@@ -152,42 +38,95 @@ def _row(shape: Shape) -> int:
     return -(-shape.row // CHUNK) * CHUNK
 
 
+def blocks_of(fmt: WeightFormat, codes: Int8) -> Int8 | UInt8:
+    """Codes (O, K) as (blocks of 4 channels, chunks of 16 codes, bytes): the planes of mve_block, last first."""
+    blocks, chunks = -(-len(codes) // CHANNELS), -(-codes.shape[1] // CHUNK)
+    padded = np.zeros((blocks * CHANNELS, chunks * CHUNK), np.int8)
+    padded[: len(codes), : codes.shape[1]] = codes
+    cut = np.ascontiguousarray(padded.reshape(blocks, CHANNELS, chunks, CHUNK).transpose(0, 2, 1, 3))
+    if fmt.bits == 8:
+        return cut.reshape(blocks, chunks, -1)
+    parts, low = [], 0
+    for width in PLANES[fmt.bits]:
+        parts.append(_plane(cut.view(np.uint8) >> low & (2**width - 1), width))
+        low += width
+    return np.ascontiguousarray(np.concatenate(parts[::-1], axis=2))
+
+
+def _plane(fields: UInt8, width: int) -> UInt8:
+    """Fields (blocks, chunks, 4, 16) of `width` bits -> bytes (blocks, chunks, 8 * width)."""
+    blocks, chunks = fields.shape[:2]
+    if width == 1:  # the bits of two neighbours k share a byte
+        pairs = fields.reshape(blocks, chunks, CHANNELS, CHUNK // 2, 2).transpose(0, 1, 4, 2, 3)
+        grouped = pairs.reshape(blocks, chunks, 1, 8, CHUNK // 2)
+    else:
+        grouped = fields.reshape(blocks, chunks, -1, 8 // width, CHUNK)
+    shifts = np.arange(0, 8, width, dtype=np.uint8).reshape(-1, 1)
+    packed: UInt8 = np.bitwise_or.reduce(grouped << shifts, axis=3)
+    return packed.reshape(blocks, chunks, -1)
+
+
 @dataclass(frozen=True, slots=True)
 class MveRow:
-    """One row: 1 or 2 pixels x 4 channels per tile."""
+    """One row: a weight format; conv2d by tiles of pixels, linear by its one pixel."""
 
     op: str
-    pixels: int
+    format: WeightFormat
+    pixels: int  # of a tile, at most
 
     def applies(self, graph: LoweredGraph, node: Node, target: Target) -> bool:
-        """int8 weights, no groups."""
-        return node.format == FORMATS["int8"] and node.attrs.get("groups", 1) == 1
+        """This format, no groups."""
+        return node.format == self.format and node.attrs.get("groups", 1) == 1
+
+    def direct(self, shape: Shape) -> bool:
+        """Whether the input is read in place: pixels are whole chunks, and pairs of them whole."""
+        return shape.pointwise and shape.row % CHUNK == 0 and (self.op == "linear" or shape.pixels % 2 == 0)
+
+    def tile(self, node: Node) -> BlockTile:
+        """The assembly function this node needs."""
+        pixels = 1 if self.op == "linear" else 2
+        return BlockTile(pixels, self.format.bits, self.format.codebook, node.attrs["shift"] > 0, has_residual(node))
+
+    def tile_pixels(self, shape: Shape) -> int:
+        """Pixels of a tile."""
+        if self.direct(shape) or self.op == "linear":
+            return shape.pixels
+        fit = max(WINDOWS // _row(shape) & ~1, 4)
+        return min(self.pixels, fit, shape.pixels + shape.pixels % 2)
 
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
-        """Chunks, 32 instructions around them per tile, and gathering."""
-        shape = Shape.of(graph, node)
-        chunk = self.pixels + CHANNELS * (1 + self.pixels)
-        tiles = -(-shape.pixels // self.pixels) * -(-shape.out_channels // CHANNELS)
-        extra = 30.0 if has_residual(node) else 0.0
-        gather = shape.pixels * (30 + shape.kernel[0] * (25 + shape.kernel[1] * shape.channels * 3 / CHUNK))
-        return tiles * (chunk * _row(shape) / CHUNK + 36 + extra) + gather
+        """Chunks, what surrounds them per pixels of the loop, per four channels and per tile, and gathering."""
+        shape, tile = Shape.of(graph, node), self.tile(node)
+        chunks, blocks = _row(shape) // CHUNK, -(-shape.out_channels // CHANNELS)
+        tiles = -(-shape.pixels // self.tile_pixels(shape))
+        turns = -(-shape.pixels // tile.pixels)
+        turn = chunks * tile.chunk_length + (32.0 if tile.pixels == 2 else 6.0) + 26.0 * tile.residual
+        block = 20.0 + (chunks * tile.decode_length if tile.buffered else 0)
+        run = -(-shape.kernel[1] * shape.channels // CHUNK)
+        gather = 0.0 if self.direct(shape) else shape.pixels * (35 + shape.kernel[0] * (8 + 3 * run))
+        return blocks * (turns * turn + tiles * block) + tiles * 60 + gather
+
+    def decoded_at(self, shape: Shape) -> int:
+        """Byte of the workspace where the decoded channels begin."""
+        return 0 if self.direct(shape) else self.tile_pixels(shape) * _row(shape)
 
     def workspace(self, graph: LoweredGraph, node: Node) -> int:
-        """The windows."""
-        return self.pixels * _row(Shape.of(graph, node))
+        """The windows of a tile and four decoded channels."""
+        shape = Shape.of(graph, node)
+        return self.decoded_at(shape) + (CHANNELS * _row(shape) if self.tile(node).buffered else 0)
 
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
-        """Weights (blocks, chunks, 4, 16) and (bias x 4, multiplier x 4) per block, both padded with zeros."""
+        """Weights in blocks, (bias x 4, multiplier x 4) per block, codebook."""
         shape = Shape.of(graph, node)
-        blocks, chunks = -(-shape.out_channels // CHANNELS), _row(shape) // CHUNK
-        weights = np.zeros((blocks * CHANNELS, chunks * CHUNK), np.int8)
-        weights[: shape.out_channels, : shape.row] = node.consts["codes"].reshape(shape.out_channels, -1)
-        table = np.zeros((2, blocks * CHANNELS), np.int32)
+        weights = blocks_of(self.format, node.consts["codes"].reshape(shape.out_channels, -1))
+        table = np.zeros((2, len(weights) * CHANNELS), np.int32)
         table[:, : shape.out_channels] = list(channel_consts(node).values())
-        return {
-            "weights": np.ascontiguousarray(weights.reshape(blocks, CHANNELS, chunks, CHUNK).transpose(0, 2, 1, 3)),
-            "bias_multiplier": np.ascontiguousarray(table.reshape(2, blocks, CHANNELS).transpose(1, 0, 2)),
-        }
+        packed: dict[str, NDArray[Any]] = {"weights": weights}
+        packed["bias_multiplier"] = np.ascontiguousarray(table.reshape(2, -1, CHANNELS).transpose(1, 0, 2))
+        if self.format.codebook:
+            packed["codebook"] = np.zeros(2**self.format.bits, np.int8)
+            packed["codebook"][: len(node.consts["codebook"])] = node.consts["codebook"]
+        return packed
 
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """Gather the windows of a tile, call the assembly, and so on."""
@@ -195,31 +134,67 @@ class MveRow:
 
 
 class _Writer(WindowWriter):
-    """Writes one function of an MveRow."""
+    """Writes one function of a MveRow."""
 
     def __init__(self, row: MveRow, graph: LoweredGraph, node: Node) -> None:
-        super().__init__(row.pixels, graph, node, "int8")
-        a, full = node.attrs, (-128, 127)
-        add = has_residual(node)
-        add_bounded = add and (a["add_low"], a["add_high"]) != full
-        bounded = (a["low"], a["high"]) != full
-        self.tile = Tile(row.pixels, a["shift"], bounded, add, a["add_shift"] if add else 0, add_bounded)
-        self.source.integer("row", _row(self.shape))
+        self.row, self.tile = row, row.tile(node)
+        shape = Shape.of(graph, node)
+        super().__init__(row.tile_pixels(shape), graph, node, "int8" if row.format.bits == 8 else "uint8")
+        s = self.source
+        if row.format.codebook:
+            s.const("E", "codebook", "int8")
+        s.integer("row", _row(shape))
+        s.integer("decoded_at", row.decoded_at(shape))
+        # first rows 0..reach_y keep the window inside the input
+        s.integer("reach_y", shape.height - (shape.kernel[0] - 1) * shape.dilation[0] - 1)
 
     def write(self) -> Code:
         """The whole function."""
-        start = f"t * {self.pixels} * out_channels"
-        second = f"{start} + (valid - 1) * out_channels"
+        s = self.source
+        start = "t * tile * out_channels"
+        scratch = "T.address_of(P[decoded_at])"
+        chunks = _row(self.shape) // CHUNK
+        add_right = -self.node.attrs["add_shift"] if self.tile.residual else 0
         known = {
-            "turns_end": "T.address_of(P[row])", "row": "row", "channels": "out_channels",
-            "entry": self.source.integer("entry", self.tile.entry(_row(self.shape) // CHUNK)),
-            "next_pixel": f"T.address_of(Y[{second}])",
-            "residual": f"T.address_of(R[{start}])" if self.tile.residual else "T.address_of(P[0])",
-            "next_residual": f"T.address_of(R[{second}])" if self.tile.residual else "T.address_of(P[0])",
+            "decoded": scratch, "table": "T.address_of(E[0])" if self.row.format.codebook else scratch,
+            "residual": f"T.address_of(R[{start}])" if self.tile.residual else scratch, "row": "row",
+            "chunks": s.integer("chunks", chunks), "entry": s.integer("entry", self.tile.entry(chunks)),
+            "channels": "out_channels", "valid": "valid", "stride": "out_channels",
+            "add_right": s.integer("add_right", add_right),
         }  # fmt: skip
-        pointers = ("P[0]", "W[0]", "B[0]", f"Y[{start}]")
+        x = "X[0]" if self.row.direct(self.shape) else "P[0]"
+        pointers = (x, "W[0]", "B[0]", f"Y[{start}]")
         arguments = [*(f"T.address_of({p})" for p in pointers), *self.stack_arguments(STACK_ARGS, known)]
+        if self.row.direct(self.shape):
+            return self._in_place(arguments)
+        if self.row.format.codebook and self.shape.row % CHUNK:  # code 0 need not be the value 0
+            with s.block("for p in range(T.max(tile, 1)):"):
+                self.call(fill_run(), "T.address_of(P[p * row + kh * run])", "row - kh * run", "0")
         return self.code(lambda: self.call(self.tile.function(), *arguments))
+
+    def _in_place(self, arguments: list[str]) -> Code:
+        """All pixels as one tile, nothing gathered."""
+        with self.source.block("for t in range(T.max(tiles, 1)):"):
+            self.source("valid: T.let[T.int32] = tile")
+            self.call(self.tile.function(), *arguments)
+        return self.source.code("".join(self._functions.values()))
+
+    def gather(self) -> None:
+        """By one call, unless taps lie apart."""
+        s = self.source
+        if self.shape.dilation[1] > 1:
+            super().gather()
+            return
+        rows = (
+            "T.address_of(X[(at[0] * width + at[1]) * channels])", "T.address_of(P[p * row])", "run", "kh",
+            "dy * width * channels",
+        )  # fmt: skip
+        with s.block("if at[0] >= 0 and at[0] <= reach_y and at[1] >= 0 and at[1] <= reach:"):
+            self.call(move_rows(), *rows)
+        with s.block("else:"):
+            s("lead: T.let[T.int32] = T.min(T.max(0 - at[1], 0) * channels, run)")
+            s("count: T.let[T.int32] = T.min((width - at[1]) * channels, run) - lead")
+            self.call(clip_rows(), *rows, "lead", "count", "at[0]", "dy", "height", "in_zero")
 
     def move(self, source: str, to: str, count: str) -> None:
         """Copy bytes."""
@@ -230,10 +205,13 @@ class _Writer(WindowWriter):
         self.call(fill_run(), f"T.address_of(P[p * row + {to}])", "channels", "in_zero")
 
 
-def _register(op: str, pixels: int) -> None:
-    row, name = MveRow(op, pixels), f"{op}_s8_s8_{pixels}x{CHANNELS}__mve"
-    KERNELS.add(name, Kernel(name, op, "s8", "mve", row.applies, row.cost, row.workspace, row.pack, row.emit))
+def _register(op: str, name: str, pixels: int) -> None:
+    row = MveRow(op, FORMATS[name], pixels)
+    kernel = f"{op}_s8_{row.format.short}_{pixels}x{CHANNELS}__mve"
+    parts = (row.applies, row.cost, row.workspace, row.pack, row.emit)
+    KERNELS.add(kernel, Kernel(kernel, op, row.format.short, "mve", *parts))
 
 
-_register("conv2d", 2)
-_register("linear", 1)
+for _name in FORMATS:
+    _register("conv2d", _name, 8 if FORMATS[_name].bits == 8 else 16)
+    _register("linear", _name, 1)

@@ -83,7 +83,8 @@ class WindowWriter(ABC):
             tile()
         return s.code("".join(self._functions.values()))
 
-    def _window(self) -> None:
+    def gather(self) -> None:
+        """Write the window of pixel p, whose first tap is (at[0], at[1]) and may lie outside the input."""
         s = self.source
         with s.block("for ky in range(T.max(kh, 1)):"):
             s("iy: T.let[T.int32] = at[0] + ky * dy")
@@ -95,6 +96,10 @@ class WindowWriter(ABC):
                     self.move("(iy * width + ix) * channels", "ky * run + kx * channels", "channels")
                 with s.block("else:"):
                     self.pad("ky * run + kx * channels")
+
+    def _window(self) -> None:
+        s = self.source
+        self.gather()
         self.finish()
         s("at[1] = at[1] + sx")
         with s.block("if at[1] == last_x:"):
