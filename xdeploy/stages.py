@@ -120,7 +120,7 @@ class Stages:
 
     def _warm_up(self) -> None:
         """Let the compiler build its C library while the model is being scored and compressed."""
-        from xdeploy.builder.zig import warm_up
+        from xdeploy.builder.warm import warm_up
 
         for target in self.targets:
             if not self.store.is_fresh(target.name, self.keys[target.name]):

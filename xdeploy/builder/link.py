@@ -10,6 +10,7 @@ from xdeploy.builder.package import Package
 from xdeploy.builder.stack import stack_bound
 from xdeploy.builder.zig import WARNINGS, cc
 from xdeploy.files import write_text
+from xdeploy.target import Target
 
 _PLAIN = ("-ffunction-sections", "-fdata-sections", "-fno-sanitize=all", "-fno-unwind-tables", "-g0",
           "-fno-asynchronous-unwind-tables", "-fno-stack-protector", "-Wno-unused-command-line-argument")  # fmt: skip
@@ -27,8 +28,17 @@ BOARDS: dict[str, dict[str, int]] = {
 
 
 def _common(package: Package, triple: str) -> list[str]:
-    flags = [str(f) for f in package.target.compiler.get("flags", ())]
-    return ["-target", triple, "-O2", *flags, *WARNINGS, *_PLAIN, "-Iinclude", "-Isrc"]
+    return [*_compile_flags(package.target, triple), "-Iinclude", "-Isrc"]
+
+
+def _compile_flags(target: Target, triple: str) -> list[str]:
+    flags = [str(f) for f in target.compiler.get("flags", ())]
+    return ["-target", triple, "-O2", *flags, *WARNINGS, *_PLAIN]
+
+
+def program_flags(target: Target) -> list[str]:
+    """How a Linux target's static program is compiled and linked."""
+    return [*_compile_flags(target, str(target.compiler["triple"])), "-static", "-Wl,--gc-sections"]
 
 
 def bare_triple(triple: str) -> str:
@@ -86,9 +96,8 @@ def link_program(package: Package, folder: Path, weights: Path) -> Path:
     """linux: bin/xd_<m>, a static program that reads inputs and writes outputs."""
     name = package.name
     write_text(folder / f"bin/{name}_main.c", package.fill("main.c"))
-    triple = str(package.target.compiler["triple"])
     sources = [*_inputs(package, weights), f"bin/{name}_main.c"]
-    cc([*_common(package, triple), *sources, "-static", "-Wl,--gc-sections", "-o", f"bin/{name}"], folder)
+    cc([*program_flags(package.target), "-Iinclude", "-Isrc", *sources, "-o", f"bin/{name}"], folder)
     return folder / "bin" / name
 
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import importlib.metadata
 import importlib.util
-import os
 import shlex
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from xdeploy.errors import ToolchainError
-from xdeploy.target import Target
 
 TIME_LIMIT = 900  # seconds; the first build for a target also builds its C library
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror")
@@ -41,30 +34,6 @@ def cc(arguments: Sequence[str | Path], folder: Path) -> None:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
         said = "\n  ".join(lines[-12:])
         raise ToolchainError(f"zig cc {shlex.join(words)}\n  ended with {done.returncode}: {said}")
-
-
-def warm_up(target: Target) -> None:
-    """Begin building a Linux target's C library in the background: a minute of work the first time, then cached.
-
-    Nothing waits for it and nothing depends on its result; it ends with this process at the latest.
-    """
-    if target.kind != "linux" or importlib.util.find_spec("ziglang") is None:
-        return
-    folder = Path(tempfile.mkdtemp(prefix="xdeploy-warm-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    (folder / "empty.c").write_text("int main(void) { return 0; }\n", encoding="utf-8")
-    machine = ["-target", str(target.compiler["triple"]), *map(str, target.compiler["flags"])]
-    command = [sys.executable, "-m", "ziglang", "cc", *machine, "-static", "empty.c", "-o", "empty"]
-    quiet = subprocess.DEVNULL
-    child = subprocess.Popen(command, cwd=folder, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
-
-    def end() -> None:
-        if child.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-
-    atexit.register(end)
 
 
 def tool_versions() -> dict[str, str]:
