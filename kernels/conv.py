@@ -20,7 +20,7 @@ from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import macs
 from xdeploy.target import Target
 
-from .snippets import OutputStage, Source, channel_consts
+from .snippets import OutputStage, Source, weight_consts
 from .weights import RowLayout
 
 
@@ -119,10 +119,7 @@ class DotRow:
         """Planar weight rows, folded bias, multiplier, codebook."""
         shape = Shape.of(graph, node)
         codes = node.consts["codes"].reshape(shape.out_channels, shape.row)
-        consts = {"weights": self.layout(shape).pack(codes), **channel_consts(node)}
-        if self.format.codebook:
-            consts["codebook"] = node.consts["codebook"]
-        return consts
+        return weight_consts(node, self.layout(shape).pack(codes))
 
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """The tile loops around gather, MAC loop and output stage."""

@@ -20,7 +20,7 @@ from xdeploy.lir.ops import macs
 from xdeploy.target import Target
 
 from .conv import Shape, is_depthwise
-from .snippets import OutputStage, Source, channel_consts
+from .snippets import OutputStage, Source, weight_consts
 from .weights import RowLayout
 
 # Up to this many taps are written out, which lets compilers vectorise over channels; more become a loop.
@@ -55,10 +55,7 @@ class DepthwiseRow:
         """Weights (taps, C) in planar rows, folded bias, multiplier, codebook."""
         shape = Shape.of(graph, node)
         codes = node.consts["codes"].reshape(shape.channels, -1).T
-        consts = {"weights": self.layout(shape).pack(codes), **channel_consts(node)}
-        if self.format.codebook:
-            consts["codebook"] = node.consts["codebook"]
-        return consts
+        return weight_consts(node, self.layout(shape).pack(codes))
 
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """Rows, then pixels, then channels."""

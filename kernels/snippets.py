@@ -138,3 +138,11 @@ def channel_consts(node: Node) -> dict[str, NDArray[Any]]:
     """The per-channel constants every weighted kernel reads: folded bias and multiplier, int32 (O,)."""
     multiplier = np.broadcast_to(node.consts["multiplier"].astype(np.int32), len(node.values))
     return {"bias": folded_bias(node), "multiplier": np.ascontiguousarray(multiplier)}
+
+
+def weight_consts(node: Node, packed: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """All constants of a weighted kernel: its packed weights, folded bias, multiplier, and the codebook if any."""
+    consts = {"weights": packed, **channel_consts(node)}
+    if node.format is not None and node.format.codebook:
+        consts["codebook"] = node.consts["codebook"]
+    return consts
