@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS: list[tuple[str, ...]] = [
     ("errors", "registry", "formats", "files"),
     ("target", "recipe", "handover", "store", "quantise"),
-    ("model", "lir", "kernel"),
+    ("lir", "kernel", "onnxfile"),
+    ("model",),
     ("relevance", "plan", "compress", "lower", "program", "memory", "kernels"),
     ("export", "builder"),
     ("bench", "report"),
@@ -22,12 +23,12 @@ ROW = {unit: row for row, units in enumerate(ROWS) for unit in units}
 HEAVY = {
     "torch": {"model", "relevance", "compress", "export"},
     "captum": {"relevance"},
-    "onnx": {"export", "lower"},
+    "onnx": {"export", "lower", "onnxfile", "model"},
     "onnxruntime": {"export", "lower"},
     "tvm": {"kernels", "builder"},
     "unicorn": {"bench"},
 }
-STRANGERS = set(ROWS[3]) - {"program", "memory"}
+STRANGERS = set(ROWS[4]) - {"program", "memory"}
 # stages is where the arrows meet; it counts accuracy with torch modules that the units hand it
 ALLOWED = {("stages", "torch"), ("pipeline", "torch")}
 

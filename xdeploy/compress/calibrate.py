@@ -23,7 +23,7 @@ from xdeploy.model.network import Network
 from xdeploy.model.torchmodule import NetworkModule
 
 BINS = 4096  # even; a bin is at most 1/1024 of the largest magnitude, finer than any int8 step
-MOVERS = ("relu", "clip", "max_pool2d", "flatten", "pad", "slice", "concat")
+MOVERS = ("relu", "clip", "max_pool2d", "flatten", "pad", "slice", "concat", "resize", "rearrange")
 SOFTMAX = QParams(1.0 / 256.0, -128)
 
 Progress = Callable[[int, int], None]

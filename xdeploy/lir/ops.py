@@ -179,6 +179,19 @@ def _linear_shape(node: Node, shapes: list[Shape]) -> Shape:
     return (node.consts["codes"].shape[0],)
 
 
+def _run_mul(node: Node, xs: list[Int8]) -> Int8:
+    """Product of the centred codes, requantised by the one rule; a gate of one value per channel comes second."""
+    a = node.attrs
+    product = (xs[0].astype(np.int64) - a["a_zero"]) * (xs[1].astype(np.int64) - a["b_zero"])
+    return node.requant.apply(product)
+
+
+def _run_resize(node: Node, xs: list[Int8]) -> Int8:
+    a = node.attrs
+    result: Int8 = xs[0][:, list(a["rows"])][:, :, list(a["cols"])]
+    return result
+
+
 def _run_clamp(node: Node, xs: list[Int8]) -> Int8:
     return saturate(xs[0], node.attrs["low"], node.attrs["high"])
 
@@ -210,6 +223,12 @@ OPS: dict[str, Op] = {
         ("shape",), (), (1,), lambda n, s: n.attrs["shape"], lambda n, x: x[0].reshape(len(x[0]), *n.attrs["shape"])
     ),
     "transpose": Op(("perm",), (), (1,), lambda n, s: tuple(s[0][p] for p in n.attrs["perm"]), _run_transpose),
+    # (H, W, C) or (F,) times the same shape, or (H, W, C) times (1, 1, C); multiplier has one element
+    "mul": Op(("a_zero", "b_zero", *_OUT), ("multiplier",), (2,), _same, _run_mul),
+    # nearest: the source row of each output row, the source column of each output column
+    "resize": Op(
+        ("rows", "cols"), (), (1,), lambda n, s: (len(n.attrs["rows"]), len(n.attrs["cols"]), s[0][2]), _run_resize
+    ),
     "softmax": Op((), ("table",), (1,), _same, _run_softmax),
     "lut": Op((), ("table",), (1,), _same, _run_lut),  # table int8[256], indexed by code + 128
 }

@@ -19,7 +19,7 @@ from xdeploy.lir.ops import verify
 from xdeploy.lower.builder import Binding
 from xdeploy.lower.lowering import SUPPORTED, Lowering, lower_nodes
 from xdeploy.lower.passes import ALWAYS, FUSING
-from xdeploy.lower.reader import Obstacle, ObstacleError, OnnxGraph, read
+from xdeploy.onnxfile import Obstacle, ObstacleError, OnnxGraph, read
 
 __all__ = ["SUPPORTED", "Binding", "Obstacle", "ObstacleError", "lower", "lower_traced"]
 

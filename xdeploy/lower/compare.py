@@ -17,8 +17,8 @@ from xdeploy.handover import ExportedModel, Float32
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import OPS, has_residual
 from xdeploy.lower import lower, lower_traced
-from xdeploy.lower.reader import load_model
 from xdeploy.lower.runtime import feed, run, run_onnx, session
+from xdeploy.onnxfile import load_model
 
 _RANDOM_INPUTS = 4
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from xdeploy.formats import QParams
-from xdeploy.lower.reader import ELEMENT_LIMIT, Constant, OnnxNode
 from xdeploy.lower.values import Codes, Poison, QConstant, Real, Stop, Value
+from xdeploy.onnxfile import ELEMENT_LIMIT, Constant, OnnxNode
 
 Arguments = Sequence[Value | None]
 _INTEGER = (np.int8, np.uint8, np.int32)

@@ -14,8 +14,8 @@ from xdeploy.lower.constants import Arguments, activation_params, codebook_weigh
 from xdeploy.lower.emit import EMIT, SOFTMAX_Q
 from xdeploy.lower.movement import MOVEMENT, activation
 from xdeploy.lower.patterns import PATTERNS, real
-from xdeploy.lower.reader import CODEBOOK, Constant, Obstacle, OnnxGraph, OnnxNode
 from xdeploy.lower.values import Codes, Index, InputPort, Pending, Poison, Real, Stop, Value
+from xdeploy.onnxfile import CODEBOOK, Constant, Obstacle, OnnxGraph, OnnxNode
 
 _QLINEAR = ("QLinearConv", "QLinearMatMul")
 SUPPORTED = sorted({*PATTERNS, *MOVEMENT, *_QLINEAR, "QuantizeLinear", "DequantizeLinear", "CodebookWeight"})

@@ -12,8 +12,8 @@ import numpy as np
 from xdeploy.lower.builder import Builder, image_index
 from xdeploy.lower.constants import Arguments, axes_of
 from xdeploy.lower.emit import place_concat, place_max_pool, place_pad, place_slice
-from xdeploy.lower.reader import ACTIVATION_LIMIT, Constant, OnnxNode
 from xdeploy.lower.values import Codes, Index, Pending, QConstant, Real, Stop, Value, arranged
+from xdeploy.onnxfile import ACTIVATION_LIMIT, Constant, OnnxNode
 
 _PLACE: dict[str, Callable[[Builder, Pending, Codes], str]] = {
     "max_pool2d": place_max_pool, "slice": place_slice, "pad": place_pad,

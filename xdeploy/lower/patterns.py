@@ -19,8 +19,8 @@ from xdeploy.lir.ops import window_shape
 from xdeploy.lower.builder import Builder
 from xdeploy.lower.constants import Arguments
 from xdeploy.lower.movement import activation, plain, select
-from xdeploy.lower.reader import Constant, OnnxNode
 from xdeploy.lower.values import Codes, Pending, QConstant, Real, Stop, Value
+from xdeploy.onnxfile import Constant, OnnxNode
 
 Handler = Callable[[Builder, OnnxNode, Arguments], Value]
 _DEQUANTISE = "DequantizeLinear before it"

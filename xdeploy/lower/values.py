@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.formats import Float64, Int8, QParams
-from xdeploy.lower.reader import Constant, Obstacle, OnnxNode
+from xdeploy.onnxfile import Constant, Obstacle, OnnxNode
 
 Index = NDArray[np.int64]
 

@@ -33,6 +33,27 @@ KINDS: dict[str, tuple[str, ...]] = {
     "pad": ("pads", "channels"),  # zeros; pads as above, channels = (before, after)
     "slice": ("starts", "stops", "steps"),  # each (C, H, W)
     "softmax": (),
+    # element-wise: `function` names a row of FUNCTIONS, alpha and beta are its parameters (floats, 0 where it has none)
+    "function": ("function", "alpha", "beta"),
+    "sub": (),  # first minus second, of one shape
+    "mul": (),  # (C, H, W) or (F,) times the same shape, or (C, H, W) times (C, 1, 1): the gate comes second
+    "resize": ("rows", "cols"),  # nearest: the source row of each output row, the source column of each output column
+    "rearrange": ("view", "perm"),  # reshape to `view`, permute its axes by `perm`, reshape to the layer's shape
+    # a part in float, allowed by name in the recipe: one ONNX model as base64 text, (N, *input) -> (N, *output)
+    "fallback": ("onnx", "ops"),
+}
+# function -> its formula in x, alpha and beta
+FUNCTIONS: dict[str, str] = {
+    "sigmoid": "1 / (1 + exp(-x))",
+    "tanh": "tanh(x)",
+    "hard_sigmoid": "clip(alpha * x + beta, 0, 1)",
+    "hard_swish": "x * clip(x / 6 + 0.5, 0, 1)",
+    "leaky_relu": "x if x >= 0 else alpha * x",
+    "elu": "x if x >= 0 else alpha * (exp(x) - 1)",
+    "silu": "x / (1 + exp(-x))",
+    "gelu": "x * (1 + erf(x / sqrt(2))) / 2",
+    "gelu_tanh": "x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2",
+    "softplus": "log(1 + exp(x))",
 }
 WEIGHTED = ("conv2d", "linear")
 
@@ -52,6 +73,8 @@ class Layer:
             raise ValueError(f"{self.name}: unknown layer kind {self.kind!r}")
         if set(self.attrs) != set(KINDS[self.kind]):
             raise ValueError(f"{self.name}: {self.kind} carries {KINDS[self.kind]}, got {tuple(self.attrs)}")
+        if self.kind == "function" and self.attrs["function"] not in FUNCTIONS:
+            raise ValueError(f"{self.name}: unknown function {self.attrs['function']!r}")
 
 
 @dataclass(frozen=True, slots=True)

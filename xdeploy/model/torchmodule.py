@@ -52,6 +52,68 @@ class Slice(nn.Module):
         return x[self.cuts]
 
 
+class Sub(nn.Module):
+    """Difference of two tensors."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """First minus second."""
+        return a - b
+
+
+class Mul(nn.Module):
+    """Product of two tensors; the second may be one value per channel."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """(N, C, H, W) times (N, C, H, W) or (N, C, 1, 1)."""
+        return a * b
+
+
+class Function(nn.Module):
+    """An element-wise function of `network.FUNCTIONS`."""
+
+    def __init__(self, function: str, alpha: float, beta: float) -> None:
+        super().__init__()
+        self.function, self.alpha, self.beta = function, alpha, beta
+        self._run = _functions(alpha, beta)[function]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Element-wise."""
+        return self._run(x)
+
+
+def _functions(alpha: float, beta: float) -> dict[str, Callable[[Tensor], Tensor]]:
+    return {
+        "sigmoid": torch.sigmoid, "tanh": torch.tanh, "silu": F.silu, "softplus": F.softplus,
+        "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "hard_swish": F.hardswish,
+        "hard_sigmoid": lambda x: (alpha * x + beta).clamp(0.0, 1.0),
+        "leaky_relu": lambda x: F.leaky_relu(x, alpha), "elu": lambda x: F.elu(x, alpha),
+    }  # fmt: skip
+
+
+class Resize(nn.Module):
+    """Nearest-neighbour resizing: output row i is source row rows[i], columns likewise."""
+
+    def __init__(self, rows: tuple[int, ...], cols: tuple[int, ...]) -> None:
+        super().__init__()
+        self.rows, self.cols = torch.tensor(rows), torch.tensor(cols)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, len(rows), len(cols))."""
+        return x[:, :, self.rows][:, :, :, self.cols]
+
+
+class Rearrange(nn.Module):
+    """Reshape, permute, reshape, all per sample."""
+
+    def __init__(self, view: tuple[int, ...], perm: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.view, self.perm, self.shape = tuple(view), (0, *(p + 1 for p in perm)), tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (N, *shape)."""
+        return x.reshape(-1, *self.view).permute(self.perm).reshape(-1, *self.shape)
+
+
 class Clip(nn.Module):
     """Clamp to [low, high]; ReLU6 is Clip(0, 6)."""
 
@@ -152,9 +214,12 @@ def _build(layer: Layer, network: Network) -> nn.Module:
         return Conv(layer, weight, bias) if layer.kind == "conv2d" else Dense(weight, bias)
     if layer.kind == "avg_pool2d":
         return AvgPool(a["kernel"], a["stride"], a["pads"], bool(a["include_pad"]))
+    if layer.kind == "rearrange":
+        return Rearrange(a["view"], a["perm"], layer.shape)
     simple: dict[str, Callable[..., nn.Module]] = {
         "relu": nn.ReLU, "add": Add, "concat": Concat, "flatten": nn.Flatten, "softmax": lambda: nn.Softmax(dim=-1),
         "clip": Clip, "max_pool2d": MaxPool, "pad": Pad, "slice": Slice,
+        "sub": Sub, "mul": Mul, "function": Function, "resize": Resize,
     }  # fmt: skip
     return simple[layer.kind](**a)
 
