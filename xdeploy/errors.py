@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 
 class XdeployError(Exception):
@@ -44,8 +45,34 @@ class ModelError(XdeployError):
     exit_code = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """One reason why a model cannot be deployed as it is.
+
+    node: its name or origin. op: the operator. attribute: the one to blame, "" if none in particular. shape: of the
+    output per sample, () if not known. rewrite: the nearest thing that works.
+    """
+
+    node: str
+    op: str
+    reason: str
+    rewrite: str = ""
+    attribute: str = ""
+    shape: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        head = (
+            f"{shown(self.node, quote=False)} ({shown(self.op, quote=False)}): {shown(self.reason, 400, quote=False)}"
+        )
+        return head + (f"; instead: {self.rewrite}" if self.rewrite else "")
+
+
 class UnsupportedError(ModelError):
-    """The model holds something outside the supported vocabulary; names the node."""
+    """The model holds something outside the supported vocabulary; `obstacles` has each where they were collected."""
+
+    def __init__(self, message: str, *, hint: str | None = None, obstacles: Iterable[Obstacle] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.obstacles = tuple(obstacles)
 
 
 class GateError(XdeployError):
@@ -68,6 +95,15 @@ class DeviceError(XdeployError):
     """The emulator, board or transport failed while running the artifact."""
 
     exit_code = 6
+
+
+def shown(text: str, limit: int = 80, *, quote: bool = True) -> str:
+    """Text from a user's file as it may stand in a message: one printable line, of `limit` characters at most.
+
+    Line ends, terminal escapes and marks that turn the direction of writing are shown as escapes.
+    """
+    cut = text if len(text) <= limit else f"{text[: limit // 2]}...{text[3 - limit // 2 :]}"
+    return repr(cut) if quote else "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
 
 
 def choose_from(what: str, given: str, allowed: Iterable[str]) -> UsageError:

@@ -89,3 +89,16 @@ def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[Path]:
+    """Send the file descriptor 2 to a file meanwhile: TVM and LLVM write warnings there from C++."""
+    with tempfile.NamedTemporaryFile(prefix="xdeploy-", suffix=".log") as log:
+        saved = os.dup(2)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield Path(log.name)
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -1,11 +1,14 @@
 """An ONNX file as a small list of nodes and numpy constants; hostile and malformed files end in a ModelError.
 
-What is refused here, by name: external data, sparse initialisers, custom domains and functions other than
-`xdeploy.CodebookWeight`, subgraphs, strings, tensors above the limits. Nothing outside the file is opened.
+What is refused here, by name: sparse initialisers, custom domains and functions other than `xdeploy.CodebookWeight`,
+subgraphs, strings, tensors above the limits, and external data unless the command allows it. Nothing else outside the
+file is opened. The bytes are measured by `onnxwire` before they are parsed, external data is brought in by `onnxdata`,
+the parsed model is checked by `onnxguard`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,46 +19,36 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from xdeploy.errors import ModelError, UnsupportedError
+from xdeploy.errors import ModelError, UnsupportedError, shown
+from xdeploy.errors import Obstacle as Obstacle  # read from here by model and lower
+from xdeploy.onnxdata import inline
+from xdeploy.onnxguard import ELEMENT_LIMIT as ELEMENT_LIMIT
+from xdeploy.onnxguard import NARROW, PLAIN, check_tensor, guard
+from xdeploy.onnxwire import parse, read_bytes
 
-FILE_LIMIT = 2**31 - 1  # protobuf's own
-ELEMENT_LIMIT = 2**26  # of a constant
 ACTIVATION_LIMIT = 2**24  # of an activation, per sample
-RANK_LIMIT = 8
 CODEBOOK = ("xdeploy", "CodebookWeight")
 _ORIGIN = "._-#@+[]"  # beside letters and digits; origins go into C comments and file names
+_QUANTISING = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _FUNCTION_BODY = ["Cast", "Gather", "DequantizeLinear"]
 # the converters' older names of the standard operators
-_ALIASES = {("com.microsoft", "QuantizeLinear"), ("com.microsoft", "DequantizeLinear")}
-_NARROW = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.INT2: 2, TensorProto.UINT2: 2}
-_PLAIN = {
-    TensorProto.FLOAT: np.float32, TensorProto.DOUBLE: np.float64, TensorProto.FLOAT16: np.float16,
-    TensorProto.INT8: np.int8, TensorProto.UINT8: np.uint8, TensorProto.INT16: np.int16, TensorProto.UINT16: np.uint16,
-    TensorProto.INT32: np.int32, TensorProto.UINT32: np.uint32, TensorProto.INT64: np.int64,
-    TensorProto.UINT64: np.uint64, TensorProto.BOOL: np.bool_,
+_ALIASES = {("com.microsoft", "QuantizeLinear"), ("com.microsoft", "DequantizeLinear")} | {
+    ("com.microsoft", op)
+    for op in (
+        "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax",
+        "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean", "QGemm", "MatMulNBits",
+    )
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Obstacle:
-    """One reason why the model cannot be lowered as it is."""
-
-    node: str
-    op: str
-    reason: str
-    rewrite: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.node} ({self.op}): {self.reason}" + (f"; instead: {self.rewrite}" if self.rewrite else "")
+FOREIGN = "?"  # operator of a node that the reader refuses
 
 
 class ObstacleError(UnsupportedError):
     """Everything that stands in the way, at once: `obstacles` in the order of the graph."""
 
     def __init__(self, obstacles: Iterable[Obstacle], path: Path | str) -> None:
-        self.obstacles = tuple(obstacles)
-        lines = "".join(f"\n  {o}" for o in self.obstacles)
-        super().__init__(f"{path}: {len(self.obstacles)} obstacle(s) to integer code{lines}")
+        found = tuple(obstacles)
+        lines = "".join(f"\n  {o}" for o in found)
+        super().__init__(f"{path}: {len(found)} obstacle(s) to integer code{lines}", obstacles=found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,31 +99,48 @@ class OnnxGraph:
 
 
 def load_model(path: Path) -> Any:
-    """Parse the protobuf (onnx.ModelProto) and refuse what cannot be trusted.
+    """Parse the protobuf (onnx.ModelProto, all data inside) and refuse what cannot be trusted.
 
     Raises:
-        ModelError: unreadable, too large, not ONNX, external data.
+        ModelError: unreadable, above the limits, not ONNX, external data that is not allowed or not as it should be,
+            malformed nodes or tensors; see `onnxdata` and `onnxguard`.
     """
+    return _loaded(path)[0]
+
+
+def checked_bytes(path: Path) -> bytes:
+    """The model as one file in memory, checked as by `load_model`; what other libraries read instead of the path.
+
+    Raises:
+        ModelError: see `load_model`.
+    """
+    model, data, others = _loaded(path)
     try:
-        size = path.stat().st_size
-        if size > FILE_LIMIT:
-            raise ModelError(f"{path} has {size} bytes; an ONNX file has at most {FILE_LIMIT}")
-        model = onnx.load_model(path, format="protobuf", load_external_data=False)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
-    except ModelError:
-        raise
-    except Exception as error:  # protobuf raises several types for broken bytes
-        raise ModelError(f"{path} is not an ONNX file ({type(error).__name__})") from None
-    if not model.HasField("graph") or not model.graph.node:
-        raise ModelError(f"{path} is not an ONNX file, or its graph is empty")
-    for tensor in _tensors(model.graph.node, model.graph.initializer, model.functions):
-        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} keeps its data in another file, which is not opened",
-                hint="save the model as one file (onnx.save with save_as_external_data=False)",
-            )
-    return model
+        return bytes(model.SerializeToString()) if others else data
+    except Exception as error:  # protobuf has its own kinds
+        raise ModelError(f"{path} is too large with its data files ({type(error).__name__})") from None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the file; where it keeps data in other files, of all of them.
+
+    Raises:
+        ModelError: see `load_model`.
+    """
+    _, data, others = _loaded(path)
+    own = hashlib.sha256(data)
+    for name, value in sorted(others.items()):
+        own.update(f"\0{name}\0{value}".encode())
+    return own.hexdigest()
+
+
+def _loaded(path: Path) -> tuple[Any, bytes, dict[str, str]]:
+    """The checked model, the file's bytes, and the hashes of its data files by name."""
+    data = read_bytes(path)
+    model = parse(data, path)
+    others = inline(model, path)
+    guard(model, path)
+    return model, data, others
 
 
 def read(path: Path) -> OnnxGraph:
@@ -140,20 +150,52 @@ def read(path: Path) -> OnnxGraph:
         ModelError: see `load_model`; also malformed or too large tensors, several inputs or outputs.
         ObstacleError: unknown domains, custom functions, subgraphs.
     """
-    model = load_model(path)
-    obstacles = [*_foreign_nodes(model), *_foreign_functions(model)]
+    graph, obstacles = survey(path)
     if obstacles:
         raise ObstacleError(obstacles, path)
+    return graph
+
+
+def survey(path: Path) -> tuple[OnnxGraph, tuple[Obstacle, ...]]:
+    """`read` for a list of all that is wrong: nodes that `read` refuses have the operator FOREIGN and no attributes.
+
+    Raises:
+        ModelError: as `read`.
+    """
+    model = load_model(path)
+    obstacles = (*_foreign_nodes(model), *_foreign_functions(model))
     graph = model.graph
     if graph.sparse_initializer:
         raise ModelError(f"{path}: sparse initialisers are not supported", hint="store the weights densely")
     constants = {t.name: constant(t) for t in graph.initializer}
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    return OnnxGraph(
+    done = OnnxGraph(
         tuple(_node(n, k) for k, n in enumerate(graph.node)), constants,
         _port([v for v in graph.input if v.name not in constants], "input", path), _port(graph.output, "output", path),
         {p.key: p.value for p in model.metadata_props}, opset,
     )  # fmt: skip
+    return done, obstacles
+
+
+def is_quantised(path: Path) -> bool:
+    """Whether the file computes in integers: a quantising operator that reads the data, not only constants.
+
+    Weights alone behind DequantizeLinear (a file of float activations with packed weights) are a float model.
+
+    Raises:
+        ModelError: see `load_model`.
+    """
+    graph = load_model(path).graph
+    constants = {t.name for t in graph.initializer}
+    data = {v.name for v in graph.input} - constants
+    for node in graph.node:
+        if not data.intersection(node.input):
+            continue
+        data.update(node.output)
+        op = str(node.op_type)
+        if op.startswith("QLinear") or "Integer" in op or op in _QUANTISING:
+            return True
+    return False
 
 
 def constant(tensor: Any) -> Constant:
@@ -162,45 +204,40 @@ def constant(tensor: Any) -> Constant:
     Raises:
         ModelError: an unsupported type, a wrong amount of data, above the limits.
     """
-    dims, kind = tuple(tensor.dims), tensor.data_type
-    size = int(np.prod([float(d) for d in dims]))
-    if len(dims) > RANK_LIMIT or any(d < 0 for d in dims) or size > ELEMENT_LIMIT:
-        raise ModelError(f"tensor {tensor.name!r}: shape {dims} is above the limits (rank 8, 2^26 elements)")
-    if kind not in _PLAIN and kind not in _NARROW:
-        raise ModelError(f"tensor {tensor.name!r}: element type {kind} is not supported")
+    check_tensor(tensor)
+    kind, name = tensor.data_type, shown(tensor.name)
+    if kind not in PLAIN and kind not in NARROW:
+        raise ModelError(f"tensor {name}: element type {kind} is not supported")
     try:
         array = numpy_helper.to_array(tensor)
-    except Exception as error:  # any mismatch of dims and data
-        raise ModelError(f"tensor {tensor.name!r}: its data does not fit its shape {dims} ({error})") from None
-    bits = _NARROW.get(kind, 0)
+    except Exception as error:  # what the check of dims and data left over
+        raise ModelError(f"tensor {name}: its data does not fit its shape {tuple(tensor.dims)} ({error})") from None
+    bits = NARROW.get(kind, 0)
     if bits:
         array = array.astype(np.int8 if kind in (TensorProto.INT4, TensorProto.INT2) else np.uint8)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ModelError(f"tensor {tensor.name!r} holds values that are not finite")
+        raise ModelError(f"tensor {name} holds values that are not finite")
     return Constant(array, bits)
-
-
-def _tensors(nodes: Any, initialisers: Any, functions: Any = ()) -> Iterable[Any]:
-    yield from initialisers
-    for node in nodes:
-        for a in node.attribute:
-            yield from [a.t] if a.HasField("t") else []
-            yield from a.tensors
-            for g in [*([a.g] if a.HasField("g") else []), *a.graphs]:
-                yield from _tensors(g.node, g.initializer)
-    for function in functions:
-        yield from _tensors(function.node, ())
 
 
 def _foreign_nodes(model: Any) -> Iterable[Obstacle]:
     for k, n in enumerate(model.graph.node):
-        name, known = n.name or f"{n.op_type}_{k}", n.domain in ("", "ai.onnx")
-        if not (known or (n.domain, n.op_type) == CODEBOOK or (n.domain, n.op_type) in _ALIASES):
+        name = n.name or f"{n.op_type}_{k}"
+        if not _known(n):
             yield Obstacle(
                 name, n.op_type, f"operators of domain {n.domain!r} are not supported", "QDQ form of ai.onnx"
             )
-        elif any(a.HasField("g") or a.graphs for a in n.attribute):
+        elif _has_subgraph(n):
             yield Obstacle(name, n.op_type, "holds a subgraph", "a graph without control flow")
+
+
+def _known(node: Any) -> bool:
+    pair = (node.domain, node.op_type)
+    return node.domain in ("", "ai.onnx") or pair == CODEBOOK or pair in _ALIASES
+
+
+def _has_subgraph(node: Any) -> bool:
+    return any(a.HasField("g") or a.graphs for a in node.attribute)
 
 
 def _foreign_functions(model: Any) -> Iterable[Obstacle]:
@@ -213,6 +250,9 @@ def _foreign_functions(model: Any) -> Iterable[Obstacle]:
 
 def _node(node: Any, position: int) -> OnnxNode:
     attrs: dict[str, Any] = {}
+    name = node.name or f"{node.op_type}_{position}"
+    if not _known(node) or _has_subgraph(node):
+        return OnnxNode(name, FOREIGN, tuple(node.input), tuple(node.output))
     for a in node.attribute:
         if a.type == onnx.AttributeProto.TENSOR:
             attrs[a.name] = constant(a.t)
@@ -220,30 +260,29 @@ def _node(node: Any, position: int) -> OnnxNode:
         try:
             value = onnx.helper.get_attribute_value(a)
         except ValueError as error:
-            raise ModelError(f"node {node.name!r}: attribute {a.name!r}: {error}") from None
+            raise ModelError(f"node {shown(node.name)}: attribute {shown(a.name)}: {error}") from None
         attrs[a.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
     meta = {p.key: p.value for p in node.metadata_props}
-    name = node.name or f"{node.op_type}_{position}"
     return OnnxNode(name, node.op_type, tuple(node.input), tuple(node.output), attrs, meta)
 
 
 def _port(values: Any, what: str, path: Path) -> Port:
     if len(values) != 1:
-        names = [v.name for v in values]
-        raise ModelError(f"{path}: a model with one {what} is supported, this has {len(names)}: {', '.join(names)}")
-    info = values[0].type.tensor_type
+        names = ", ".join(shown(v.name, quote=False) for v in values[:4]) + (", ..." if len(values) > 4 else "")
+        raise ModelError(f"{path}: a model with one {what} is supported, this has {len(values)}: {names}")
+    info, name = values[0].type.tensor_type, shown(values[0].name)
     kinds = {TensorProto.FLOAT: "float32", TensorProto.INT8: "int8", TensorProto.UINT8: "uint8"}
     if info.elem_type not in kinds:
-        raise ModelError(f"{path}: {what} {values[0].name!r} must be float32, int8 or uint8, not type {info.elem_type}")
+        raise ModelError(f"{path}: {what} {name} must be float32, int8 or uint8, not type {info.elem_type}")
     shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in info.shape.dim)
     if what == "input":
         if len(shape) < 2 or len(shape) > 5 or any(d <= 0 for d in shape[1:]):
             raise ModelError(
-                f"{path}: input {values[0].name!r} has shape {shape}; only the batch (first) axis may be free",
+                f"{path}: input {name} has shape {shape}; only the batch (first) axis may be free",
                 hint="fix the input shape when exporting",
             )
-        if np.prod([float(d) for d in shape[1:]]) > ACTIVATION_LIMIT:
-            raise ModelError(f"{path}: input {values[0].name!r} of shape {shape} is too large")
+        if np.prod([float(max(d, 1)) for d in shape]) > ACTIVATION_LIMIT:
+            raise ModelError(f"{path}: input {name} of shape {shape} is too large")
     return Port(values[0].name, kinds[info.elem_type], shape)
 
 

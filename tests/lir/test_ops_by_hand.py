@@ -224,6 +224,53 @@ def test_movement_ops() -> None:
     assert all(looked[i] == table[int(x[i]) + 128] for i in np.ndindex(x.shape))
 
 
+@pytest.mark.parametrize("gate", [(5, 4, 3), (1, 1, 3)])
+def test_mul(gate: tuple[int, ...]) -> None:
+    x, g = codes(2, 5, 4, 3), codes(2, *gate)
+    stage, m = output_stage(1, 60)
+    a = {**stage, "a_zero": -17, "b_zero": 99}
+    got = OPS["mul"].run(Node("n", "mul", ("x", "g"), "y", a, {"multiplier": m}), [x, g])
+    for i in np.ndindex(x.shape):
+        factor = int(g[i]) if gate == (5, 4, 3) else int(g[i[0], 0, 0, i[3]])
+        assert got[i] == requantised((int(x[i]) + 17) * (factor - 99), int(m[0]), a)
+
+
+def product(shapes: dict[str, tuple[int, ...]], shift: int, multiplier: list[int]) -> LoweredGraph:
+    a = {"a_zero": 0, "b_zero": 0, "shift": shift, "out_zero": 0, "low": -128, "high": 127}
+    lift = {"rows": (0,) * shapes["g"][0], "cols": (0,) * shapes["g"][1]}
+    nodes = (
+        Node("g", "resize", ("x",), "g", lift),
+        Node("m", "mul", ("x", "g"), "y", a, {"multiplier": np.array(multiplier, np.int32)}),
+    )
+    tensors = {k: Tensor(v, QParams(0.1, 0)) for k, v in shapes.items()}
+    return LoweredGraph(nodes, tensors, "x", "y", IoSpec("x", (3, 4, 4), "y", (3, 4, 4)))
+
+
+def test_verify_proves_a_product() -> None:
+    shapes = {"x": (4, 4, 3), "g": (1, 1, 3), "y": (4, 4, 3)}
+    verify(product(shapes, 15, [2**31 - 2]))
+    with pytest.raises(UnsupportedError, match="m: the product of two codes could overflow"):
+        verify(product(shapes, 16, [2**31 - 2]))
+    for bad in ([3], [2, 2], [-2]):
+        with pytest.raises(ValueError, match="m: mul wants one even multiplier"):
+            verify(product(shapes, 0, bad))
+    with pytest.raises(ValueError, match="gate of one value per channel"):
+        verify(product({**shapes, "g": (1, 4, 3)}, 0, [2]))
+
+
+def test_resize() -> None:
+    x = codes(2, 4, 3, 5)
+    rows, cols = (0, 0, 3, 1, 2), (2, 2, 0)
+    got = OPS["resize"].run(Node("n", "resize", ("x",), "y", {"rows": rows, "cols": cols}), [x])
+    assert got.shape == (2, 5, 3, 5)
+    assert all(got[n, i, j, c] == x[n, rows[i], cols[j], c] for n, i, j, c in np.ndindex(got.shape))
+    deep = codes(2, 3, 2, 2, 2, 5)  # the depth-to-space view
+    turned = OPS["transpose"].run(Node("n", "transpose", ("x",), "y", {"perm": (0, 2, 1, 3, 4)}), [deep])
+    assert all(turned[n, h, i, w, j, c] == deep[n, h, w, i, j, c] for n, h, w, i, j, c in np.ndindex(deep.shape))
+    with pytest.raises(ValueError, match="axis of 4"):
+        OPS["resize"].shape(Node("n", "resize", ("x",), "y", {"rows": (4,), "cols": (0,)}), [(4, 3, 5)])
+
+
 def graph() -> LoweredGraph:
     consts = weights("int4", (3, 1, 1, 2))
     stage, consts["multiplier"] = output_stage(3, 50)

@@ -26,7 +26,7 @@ class Batches(CalibrationDataReader):
         return next(self.rows, None)
 
 
-def float_model(folder: Path) -> Path:
+def float_model(folder: Path, function: str = "HardSwish") -> Path:
     """conv relu maxpool, a residual block with relu6, depthwise conv, global pool, linear, softmax."""
     rng, nodes, constants = np.random.default_rng(1), [], []
 
@@ -50,7 +50,7 @@ def float_model(folder: Path) -> Path:
     op("Add", "a1", "c3", "m1")
     op("Relu", "r3", "a1")
     op("Conv", "c4", "r3", const("w4", 8, 1, 3, 3), const("b4", 8), pads=pads, group=8, strides=[2, 2])
-    op("HardSwish", "h", "c4")
+    op(function, "h", "c4")
     op("GlobalAveragePool", "g", "h")
     op("Flatten", "f", "g")
     op("Gemm", "fc", "f", const("w5", 5, 8), const("b5", 5), transB=1)
@@ -62,10 +62,10 @@ def float_model(folder: Path) -> Path:
     return folder / "float.onnx"
 
 
-def quantised(folder: Path, **options: Any) -> Path:
+def quantised(folder: Path, function: str = "HardSwish", **options: Any) -> Path:
     logging.disable(logging.WARNING)  # it warns that the model was not preprocessed
     try:
-        quantize_static(float_model(folder), folder / "q.onnx", Batches(), **options)
+        quantize_static(float_model(folder, function), folder / "q.onnx", Batches(), **options)
     finally:
         logging.disable(logging.NOTSET)
     return folder / "q.onnx"
@@ -84,8 +84,48 @@ def test_qdq_files(tmp_path: Path, activations: QuantType, per_channel: bool) ->
     assert sum(n.op == "conv2d" and len(n.inputs) == 2 for n in graph.nodes) == 1
 
 
-def test_qoperator_files_are_refused_by_operator(tmp_path: Path) -> None:
-    path = quantised(tmp_path, quant_format=QuantFormat.QOperator, weight_type=QuantType.QInt8)
-    with pytest.raises(ObstacleError, match=r"QDQ form of ai\.onnx") as caught:
+@pytest.mark.parametrize("function", ["LeakyRelu", "Sigmoid"])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("activations", [QuantType.QInt8, QuantType.QUInt8])
+def test_qoperator_files(tmp_path: Path, activations: QuantType, per_channel: bool, function: str) -> None:
+    """QLinearConv, QLinearAdd, QLinearGlobalAveragePool, QGemm and others of com.microsoft."""
+    path = quantised(
+        tmp_path, function, quant_format=QuantFormat.QOperator, per_channel=per_channel, activation_type=activations,
+        weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    foreign = {n.op_type for n in onnx.load(path).graph.node if n.domain == "com.microsoft"}
+    assert foreign >= {"QLinearAdd", "QLinearGlobalAveragePool", "QGemm", f"QLinear{function}"}
+    graph, rows = checked(path)
+    assert ops_of(graph).count("conv2d") == 4
+    assert next(n for n in graph.nodes if n.op == "avg_pool2d").attrs.get("tie", 1) == 1
+    assert {r["op"] for r in rows} >= {"conv2d", "add", "avg_pool2d", "linear", "softmax"}
+
+
+@pytest.mark.parametrize("quant_format", [QuantFormat.QDQ, QuantFormat.QOperator])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"reduce_range": True}, {"weight_type": QuantType.QUInt8, "activation_type": QuantType.QUInt8},
+        {"extra_options": {"WeightSymmetric": False, "ActivationSymmetric": True}},
+    ],
+    ids=["reduce_range", "unsigned", "asymmetric"],
+)  # fmt: skip
+def test_options_of_the_quantiser(tmp_path: Path, quant_format: QuantFormat, options: dict[str, Any]) -> None:
+    given = {"weight_type": QuantType.QInt8, "activation_type": QuantType.QInt8, **options}
+    path = quantised(tmp_path, "LeakyRelu", quant_format=quant_format, **given)
+    wide = given["weight_type"] == QuantType.QUInt8 or "extra_options" in options
+    if wide:  # asymmetric: weights need a ninth bit, which a depthwise convolution cannot give them
+        with pytest.raises(ObstacleError, match=r"net.c4 .*do not fit int8; instead: symmetric int8 weights") as caught:
+            lower(path)
+        assert len(caught.value.obstacles) == 1
+        return
+    checked(path)
+
+
+def test_int16_activations_are_refused_by_name(tmp_path: Path) -> None:
+    path = quantised(
+        tmp_path, quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt16, weight_type=QuantType.QInt8,
+        extra_options={"UseQDQContribOps": True},
+    )  # fmt: skip
+    with pytest.raises(ObstacleError, match="activations of type int16; instead: int8 or uint8"):
         lower(path)
-    assert {o.op for o in caught.value.obstacles} >= {"QLinearAdd"}

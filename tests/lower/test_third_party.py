@@ -253,14 +253,16 @@ def test_narrow_and_unsigned_weights(tmp_path: Path, kind: int, low: int, high: 
     assert graph.nodes[0].attrs["weight_format"] == expected
 
 
-def test_unsigned_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
-    g = Qdq((3, 5, 5))
+@pytest.mark.parametrize(("groups", "zero"), [(4, 100), (1, 0)])
+def test_unsigned_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path, groups: int, zero: int) -> None:
+    """Nine bits with their sign in a depthwise convolution, and the one value that two halves cannot hold."""
+    g = Qdq((4, 5, 5))
     x = g.q(at="x")
-    codes = np.linspace(0, 255, 36).astype(np.uint8).reshape(4, 3, 3, 1)
-    w = g.op("DequantizeLinear", g.const(codes), g.const(np.float32(0.01)), g.const(np.uint8(100)))
-    g.op("Conv", x, w, name="stage/conv")
+    codes = np.linspace(0, 255, 36 * 4 // groups).astype(np.uint8).reshape(4, 4 // groups, 3, 3)
+    w = g.op("DequantizeLinear", g.const(codes), g.const(np.float32(0.01)), g.const(np.uint8(zero)))
+    g.op("Conv", x, w, name="stage/conv", group=groups)
     g.q(0.05)
-    with pytest.raises(ObstacleError, match=r"stage.conv .*-100\.\.155") as caught:
+    with pytest.raises(ObstacleError, match=rf"stage.conv .*{-zero}\.\.{255 - zero}") as caught:
         lower(g.save(tmp_path))
     assert "symmetric int8" in caught.value.obstacles[0].rewrite
 

@@ -17,8 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.errors import UnsupportedError
-from xdeploy.formats import INT32_LIMIT, Int8, Int32, Int64, QParams, prove_accumulator, saturate
+from xdeploy.formats import INT32_LIMIT, Float64, Int8, Int32, Int64, QParams, prove_accumulator, saturate
+from xdeploy.lir.average import settle
+from xdeploy.lir.floating import run_float
 from xdeploy.lir.graph import LoweredGraph, Node
+from xdeploy.lir.products import mul_shape, prove_product, run_mul
+from xdeploy.lir.rows import run_stack, stack_shape
 
 Shape = tuple[int, ...]
 
@@ -52,6 +56,20 @@ def windows(x: NDArray[Any], kernel: Shape, stride: Shape, pads: Shape, dilation
     return np.moveaxis(view, 3, -1)
 
 
+_UNFOLDED = 2**23  # elements of the copy of the windows, which are float64
+
+
+def _products(view: NDArray[Any], weight: Float64) -> Float64:
+    """Sums (N, OH, OW, O) of windows (N, OH, OW, kh, kw, C) times weights (G, O/G, kh, kw, C/G)."""
+    groups, each, per = len(weight), weight.shape[1], weight.shape[-1]
+    if groups == 1:
+        flat: Float64 = view.reshape(*view.shape[:3], -1) @ weight.reshape(each, -1).T
+        return flat
+    cut = view.reshape(*view.shape[:5], groups, per)
+    sums: Float64 = np.einsum("nhwklgi,gokli->nhwgo", cut, weight, optimize=True)
+    return sums.reshape(*view.shape[:3], groups * each)
+
+
 def accumulate(node: Node, x: Int8) -> Int64:
     """The int32 accumulator of a conv2d or linear node, bias included, as int64 (N, ..., O)."""
     values = node.values
@@ -63,13 +81,10 @@ def accumulate(node: Node, x: Int8) -> Int64:
         out, kh, kw, per = values.shape
         view = windows(centred, (kh, kw), a["stride"], a["pads"], a["dilation"], 0)
         groups = a["groups"]
-        if groups == 1:
-            sums = view.reshape(*view.shape[:3], -1) @ values.reshape(out, -1).astype(np.float64).T
-        else:
-            cut = view.reshape(*view.shape[:5], groups, per)
-            weight = values.reshape(groups, out // groups, kh, kw, per).astype(np.float64)
-            sums = np.einsum("nhwklgi,gokli->nhwgo", cut, weight, optimize=True)
-            sums = sums.reshape(*view.shape[:3], out)
+        weight = values.reshape(groups, out // groups, kh, kw, per).astype(np.float64)
+        rows = max(1, _UNFOLDED // (view.size // view.shape[1]))  # windows of so many rows are copied at once
+        parts = [_products(view[:, i : i + rows], weight) for i in range(0, view.shape[1], rows)]
+        sums = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     acc: Int64 = sums.astype(np.int64) + node.consts["bias"].astype(np.int64)
     return acc
 
@@ -94,9 +109,15 @@ def _run_avg(node: Node, xs: list[Int8]) -> Int8:
     counts = windows(ones, a["kernel"], a["stride"], a["pads"], (1, 1), 0).sum(axis=(3, 4))
     if a["include_pad"]:
         counts = np.full_like(counts, a["kernel"][0] * a["kernel"][1])
-    acc = view.sum(axis=(3, 4)) << a["shift"]
-    code = a["out_zero"] + ((acc * node.consts["multiplier"].astype(np.int64)[counts - 1] + (1 << 31)) >> 32)
-    return saturate(code, a["low"], a["high"])
+    acc = view.sum(axis=(3, 4))
+    product = (acc << a["shift"]) * node.consts["multiplier"].astype(np.int64)[counts - 1]
+    code, below = (product + (1 << 31)) >> 32, product >> 32
+    if a.get("tie", 0):  # the mantissa that decides halves where both sides have one scale: lir.average
+        count = np.broadcast_to(counts, acc.shape)
+        at = np.nonzero(2 * acc == (2 * below + 1) * count)
+        taps = view[at[0], at[1], at[2], :, :, at[3]].reshape(len(at[0]), a["kernel"][0] * a["kernel"][1])
+        code[at] = settle(taps, a["tie"], count[at], below[at])
+    return saturate(a["out_zero"] + code, a["low"], a["high"])
 
 
 def _run_max(node: Node, xs: list[Int8]) -> Int8:
@@ -167,6 +188,14 @@ def _slice_shape(node: Node, shapes: list[Shape]) -> Shape:
     )
 
 
+def _resize_shape(node: Node, shapes: list[Shape]) -> Shape:
+    rows, cols = node.attrs["rows"], node.attrs["cols"]
+    for indices, size in ((rows, shapes[0][0]), (cols, shapes[0][1])):
+        if not all(0 <= i < size for i in indices):
+            raise ValueError(f"resize reads index {max(indices)} or {min(indices)} of an axis of {size}")
+    return (len(rows), len(cols), shapes[0][2])
+
+
 def _concat_shape(node: Node, shapes: list[Shape]) -> Shape:
     return (*shapes[0][:-1], sum(s[-1] for s in shapes))
 
@@ -177,13 +206,6 @@ _WEIGHT = ("codes", "bias", "multiplier")
 
 def _linear_shape(node: Node, shapes: list[Shape]) -> Shape:
     return (node.consts["codes"].shape[0],)
-
-
-def _run_mul(node: Node, xs: list[Int8]) -> Int8:
-    """Product of the centred codes, requantised by the one rule; a gate of one value per channel comes second."""
-    a = node.attrs
-    product = (xs[0].astype(np.int64) - a["a_zero"]) * (xs[1].astype(np.int64) - a["b_zero"])
-    return node.requant.apply(product)
 
 
 def _run_resize(node: Node, xs: list[Int8]) -> Int8:
@@ -217,6 +239,7 @@ OPS: dict[str, Op] = {
     "avg_pool2d": Op((*_POOL, "include_pad", "in_zero", *_OUT), ("multiplier",), (1,), _pool_shape, _run_avg),
     "pad": Op(("pads", "channels", "value"), (), (1,), _pad_shape, _run_pad),
     "slice": Op(("starts", "stops", "steps"), (), (1,), _slice_shape, _run_slice),  # (H, W, C) order
+    "stack": Op((), (), (-1,), stack_shape, run_stack),  # below each other; of one input: a copy
     "concat": Op((), (), (-1,), _concat_shape, lambda n, x: np.concatenate(x, axis=-1)),
     # a change of shape only; never moves data
     "reshape": Op(
@@ -224,10 +247,16 @@ OPS: dict[str, Op] = {
     ),
     "transpose": Op(("perm",), (), (1,), lambda n, s: tuple(s[0][p] for p in n.attrs["perm"]), _run_transpose),
     # (H, W, C) or (F,) times the same shape, or (H, W, C) times (1, 1, C); multiplier has one element
-    "mul": Op(("a_zero", "b_zero", *_OUT), ("multiplier",), (2,), _same, _run_mul),
+    "mul": Op(("a_zero", "b_zero", *_OUT), ("multiplier",), (2,), mul_shape, run_mul),
     # nearest: the source row of each output row, the source column of each output column
-    "resize": Op(
-        ("rows", "cols"), (), (1,), lambda n, s: (len(n.attrs["rows"]), len(n.attrs["cols"]), s[0][2]), _run_resize
+    "resize": Op(("rows", "cols"), (), (1,), _resize_shape, _run_resize),
+    # an ONNX model between dequantised and quantised codes: lir.floating
+    "float": Op(
+        ("in_scale", "in_zero", "out_scale", "out_zero", "ops", "shape"),
+        ("onnx",),
+        (1,),
+        lambda n, s: n.attrs["shape"],
+        run_float,
     ),
     "softmax": Op((), ("table",), (1,), _same, _run_softmax),
     "lut": Op((), ("table",), (1,), _same, _run_lut),  # table int8[256], indexed by code + 128
@@ -235,14 +264,16 @@ OPS: dict[str, Op] = {
 
 
 def scaled_params(
-    q0: QParams, q1: QParams | None, out: QParams, prefix: str = "", low: int = -128, high: int = 127
+    q0: QParams, q1: QParams | None, out: QParams, prefix: str = "", low: int = -128, high: int = 127, sign: int = 1
 ) -> dict[str, int]:
     """Attributes of `add` (or, with q1 None, `rescale`): the largest shift at which the int32 sum cannot overflow.
+
+    With `sign` -1 the second operand is subtracted: b is negative.
 
     Raises:
         UnsupportedError: the scales are so far apart that no shift of at least 1 fits.
     """
-    ratios = [q.scale / out.scale for q in (q0, q1) if q is not None]
+    ratios = [f * q.scale / out.scale for q, f in ((q0, 1), (q1, sign)) if q is not None]
     zeros = [q.zero_point for q in (q0, q1) if q is not None]
     for shift in range(24, 0, -1):
         mult = [round(r * 2**shift) for r in ratios]
@@ -292,6 +323,8 @@ def verify(graph: LoweredGraph) -> None:
             raise ValueError(f"{n.name}: shape {graph.tensors[n.output].shape} declared, {shape} computed")
         if n.op in ("conv2d", "linear"):
             prove_accumulator(n.values.reshape(len(n.values), -1), n.consts["bias"], n.attrs["shift"], n.name)
+        if n.op == "mul":
+            prove_product(n)
         if n.op == "avg_pool2d" and len(n.consts["multiplier"]) * 255 << n.attrs["shift"] >= INT32_LIMIT:
             raise UnsupportedError(f"{n.name}: the sum of a window of {n.attrs['kernel']} could overflow int32")
         known.add(n.output)

@@ -16,6 +16,7 @@ from xdeploy.lir.ops import OPS, scaled_params
 from xdeploy.lower.values import Codes, Index, InputPort, Pending, Real, Stop
 
 _QUANTISE_FIRST = "QuantizeLinear and DequantizeLinear between the two"
+_MIXED, _KEEP_ORDER = "a reshape mixes axes as no transpose does", "keep channels last or first throughout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Builder:
     """The graph so far. Tensors are named like the nodes that write them; `emit` writes a pending operation."""
 
     emit: Mapping[str, Emit]
+    opset: int = 21  # of the file's standard domain
     nodes: list[Node] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     bindings: dict[str, Binding] = field(default_factory=dict)
@@ -158,8 +160,9 @@ class Builder:
 
     def quantise(self, real: Real, q: QParams, origin: str) -> Codes:
         """The codes of a float value at scale and zero point `q`; the arrangement stays."""
-        key = ("quantise", id(real.source), real.low, real.high, q)
-        if real.table is not None or key not in self._memo:
+        table = None if real.table is None else real.table.tobytes()
+        key = ("quantise", id(real.source), real.low, real.high, table, q)
+        if key not in self._memo:
             tensor = self._quantise(real, q, real.origin or origin)
             self._memo[key] = (tensor, real.source)  # holding the source keeps its id taken
         else:
@@ -194,8 +197,10 @@ def _in_order(order: Index) -> bool:
 def _as_permutation(order: Index, stored: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(base shape, perm) such that arange(base).transpose(perm) has the elements of `order` in their sequence.
 
+    A transpose of the order's own axes or of the stored ones where that does it, else one of their parts.
+
     Raises:
-        Stop: no transpose of the order's own axes or of the stored ones does that.
+        Stop: no such permutation of axes exists.
     """
     if _in_order(order):
         return order.shape, ()
@@ -204,12 +209,34 @@ def _as_permutation(order: Index, stored: tuple[int, ...]) -> tuple[tuple[int, .
         int(order[(*first[:k], 1, *first[k + 1 :])] - order[first]) if order.shape[k] > 1 else 0
         for k in range(order.ndim)
     ]
-    axes = sorted(range(order.ndim), key=lambda k: -steps[k])
-    own = tuple(order.shape[k] for k in axes), tuple(axes.index(k) for k in range(order.ndim))
-    for base, perm in (own, *((stored, p) for p in permutations(range(len(stored))))):
-        if (np.arange(order.size).reshape(base).transpose(perm).reshape(-1) == order.reshape(-1)).all():
+    own = _by_steps(list(order.shape), steps)
+    whole = permutations(range(len(stored))) if len(stored) <= 4 else ()
+    for base, perm in (own, *((stored, p) for p in whole), _by_runs(order)):
+        if np.array_equal(np.arange(order.size).reshape(base).transpose(perm).reshape(-1), order.reshape(-1)):
             return base, perm
-    raise Stop("a reshape mixes axes as no transpose does", "keep channels last or first throughout")
+    raise Stop(_MIXED, _KEEP_ORDER)
+
+
+def _by_steps(sizes: list[int], steps: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(base shape, perm) of axes with these sizes and steps in memory."""
+    axes = sorted(range(len(sizes)), key=lambda k: -steps[k])
+    return tuple(sizes[k] for k in axes), tuple(axes.index(k) for k in range(len(sizes)))
+
+
+def _by_runs(order: Index) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Axes found from the inside out, so that any reshape, transpose, reshape (depth to space) is one transpose.
+
+    The longest run of equal steps is the fastest axis; the first elements of all runs are the same problem again.
+    """
+    rest, sizes, steps = order.reshape(-1), list[int](), list[int]()
+    while rest.size > 1:
+        steps.insert(0, int(rest[1] - rest[0]))
+        breaks = np.flatnonzero(np.diff(rest) != steps[0])
+        sizes.insert(0, int(breaks[0]) + 1 if breaks.size else rest.size)
+        if steps[0] <= 0 or rest.size % sizes[0]:
+            raise Stop(_MIXED, _KEEP_ORDER)
+        rest = rest[:: sizes[0]]
+    return _by_steps(sizes, steps)
 
 
 def _code_bounds(q: QParams, real: Real) -> tuple[int, int]:

@@ -11,34 +11,35 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from xdeploy.files import sha256
 from xdeploy.formats import Int8
 from xdeploy.handover import ExportedModel, Float32
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import OPS, has_residual
 from xdeploy.lower import lower, lower_traced
+from xdeploy.lower.fallback import Fallback
 from xdeploy.lower.runtime import feed, run, run_onnx, session
-from xdeploy.onnxfile import load_model
+from xdeploy.onnxfile import digest, load_model
 
 _RANDOM_INPUTS = 4
 
 
-def adopt(path: Path, inputs: Float32 | None = None) -> ExportedModel:
+def adopt(path: Path, inputs: Float32 | None = None, fallback: Fallback | None = None) -> ExportedModel:
     """Take a user's quantised ONNX file as it is.
 
     Args:
         path: the file.
         inputs: golden inputs, float32 (N, *input_shape); without them four random ones over the input's whole range.
+        fallback: nodes that may stay in float.
 
     Raises:
         ModelError: unreadable, or not of the supported vocabulary (ObstacleError lists why).
     """
-    io = lower(path, fuse=False).io
+    io = lower(path, fuse=False, fallback=fallback).io
     assert io.input_q is not None
     if inputs is None:
         codes = np.random.default_rng(0).integers(-128, 128, (_RANDOM_INPUTS, *io.input_shape))
         inputs = io.input_q.dequantise(codes.astype(np.int8))
-    return ExportedModel(path, sha256(path), io, inputs, run_onnx(path, io, inputs))
+    return ExportedModel(path, digest(path), io, inputs, run_onnx(path, io, inputs))
 
 
 def agreement(ours: Int8, theirs: Int8) -> dict[str, Any]:
@@ -72,8 +73,8 @@ def compare_with_onnx(
         rows of node, op, max_code_difference, equal (share of equal codes, 0..1), elements (per sample).
     """
     path = exported.path if isinstance(exported, ExportedModel) else exported
-    plain, bindings = lower_traced(exported, fuse=False)
-    theirs = _intermediate(path, graph, {n: b.onnx_name for n, b in bindings.items()}, inputs)
+    plain, bindings = lower_traced(exported, fuse=False, fallback=Fallback.of_graph(graph))
+    theirs = intermediate(path, graph, {n: b.onnx_name for n, b in bindings.items()}, inputs)
     live = {n: bindings[n].codes(a, plain.tensors[n].shape) for n, a in theirs.items()}
     rows = []
     for node in (part for whole in graph.nodes for part in _parts(whole, live)):
@@ -105,7 +106,7 @@ def _row(node: Node, ours: Int8, theirs: Int8) -> dict[str, Any]:
     }
 
 
-def _intermediate(
+def intermediate(
     path: Path, graph: LoweredGraph, names: Mapping[str, str], inputs: NDArray[Any]
 ) -> dict[str, NDArray[Any]]:
     """ONNX Runtime's arrays for tensors of the lowered graph, from a copy of the model with more outputs."""

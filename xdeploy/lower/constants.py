@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,26 @@ from onnx import TensorProto, helper
 
 from xdeploy.formats import QParams
 from xdeploy.lower.values import Codes, Poison, QConstant, Real, Stop, Value
-from xdeploy.onnxfile import ELEMENT_LIMIT, Constant, OnnxNode
+from xdeploy.onnxfile import Constant, OnnxNode
+from xdeploy.onnxguard import RANK_LIMIT
 
 Arguments = Sequence[Value | None]
+FOLD_LIMIT = 2**22  # elements of a computed constant that is larger than what it is computed from
 _INTEGER = (np.int8, np.uint8, np.int32)
 
 
-def activation_params(scale: Value | None, zero: Value | None, node: OnnxNode) -> tuple[QParams, bool]:
+def activation_params(
+    scale: Value | None, zero: Value | None, node: OnnxNode, unsigned: bool = True
+) -> tuple[QParams, bool]:
     """Per-tensor parameters of a QuantizeLinear or DequantizeLinear of an activation, and whether it is uint8.
 
     uint8 codes are moved by 128, so that the lowered graph is int8 throughout.
+
+    Args:
+        scale: what the node reads as its scale.
+        zero: what the node reads as its zero point, None if nothing.
+        node: the node.
+        unsigned: the codes' type where neither a zero point nor `output_dtype` tells it.
 
     Raises:
         Stop: per-axis, not constant, another type, or not a legal scale.
@@ -30,7 +41,10 @@ def activation_params(scale: Value | None, zero: Value | None, node: OnnxNode) -
     if scale.array.size != 1 or (zero is not None and zero.array.size != 1):
         raise Stop("activations are quantised per tensor, not per axis", "per-tensor activations")
     if zero is None:
-        unsigned, point = int(node.attrs.get("output_dtype", 0)) in (0, TensorProto.UINT8), 0
+        kind, point = int(node.attrs.get("output_dtype", 0)) if node.op == "QuantizeLinear" else 0, 0
+        if kind not in (0, TensorProto.UINT8, TensorProto.INT8):
+            raise Stop(f"activations of type {TensorProto.DataType.Name(kind).lower()}", "int8 or uint8 activations")
+        unsigned = kind == TensorProto.UINT8 if kind else unsigned
     else:
         if zero.bits or zero.array.dtype not in (np.int8, np.uint8):
             raise Stop(f"activations of type {zero.array.dtype}", "int8 or uint8 activations")
@@ -53,7 +67,7 @@ def dequantised(node: OnnxNode, args: Arguments) -> QConstant:
     if codes.array.dtype not in _INTEGER:
         raise Stop(f"weights of type {codes.array.dtype}", "int8 weights")
     if node.attrs.get("block_size", 0) or scale.array.ndim > 1:
-        raise Stop("blocked weight scales", "one scale per output channel")
+        node, scale, zero = _unblocked(node, codes, scale, zero)
     values, axis = codes.array.astype(np.int64), 0
     scales = scale.array.astype(np.float64).reshape(() if scale.array.size == 1 else -1)
     if scales.ndim:
@@ -66,6 +80,31 @@ def dequantised(node: OnnxNode, args: Arguments) -> QConstant:
             point.reshape([-1 if k == axis else 1 for k in range(values.ndim)]) if point.size > 1 else point.sum()
         )
     return QConstant(values, scales, axis, codes.bits, None, node.meta)
+
+
+def _unblocked(
+    node: OnnxNode, codes: Constant, scale: Constant, zero: Value | None
+) -> tuple[OnnxNode, Constant, Value | None]:
+    """Scales in blocks that are the same all along every axis but one: as scales of that axis.
+
+    Raises:
+        Stop: several blocks differ within a channel.
+    """
+    shape, axis = codes.array.shape, _axis(int(node.attrs.get("axis", 1)), codes.array.ndim)
+    size = int(node.attrs.get("block_size", 0)) or shape[axis]
+    parts = [scale.array, zero.array if isinstance(zero, Constant) else np.zeros_like(scale.array, np.int64)]
+    if any(p.ndim != len(shape) or p.shape[axis] != -(-shape[axis] // size) for p in parts):
+        raise Stop(f"scales {scale.array.shape} in blocks of {size} for a weight {shape}", attribute="block_size")
+    full = [np.repeat(p, size, axis=axis).take(range(shape[axis]), axis=axis) for p in parts]
+    for k in range(len(shape)):
+        rows = [np.moveaxis(p, k, 0).reshape(p.shape[k], -1) for p in full]
+        if all((r == r[:, :1]).all() for r in rows):
+            point = Constant(rows[1][:, 0]) if isinstance(zero, Constant) else None
+            attrs = {**node.attrs, "axis": k, "block_size": 0}
+            return replace(node, attrs=attrs), Constant(rows[0][:, 0]), point
+    raise Stop(
+        f"weight scales in blocks of {size}", "one scale per output channel (a block as long as the axis)", "block_size"
+    )
 
 
 def codebook_weight(node: OnnxNode, args: Arguments) -> QConstant:
@@ -103,7 +142,8 @@ def fold(node: OnnxNode, args: Arguments) -> Constant:
         return Constant(np.array(_shape(args[0]), np.int64)[node.attrs.get("start", 0) : node.attrs.get("end", None)])
     arrays: list[Any] = [a.array if isinstance(a, Constant) else None for a in args]
     try:
-        if _result_size(node, [a for a in arrays if a is not None]) > ELEMENT_LIMIT:
+        present = [a for a in arrays if a is not None]
+        if _result_size(node, present) > max(FOLD_LIMIT, sum(a.size for a in present)):
             raise Stop("the constant it computes is too large", "constants computed when exporting")
         result = np.asarray(_FOLD[node.op](node, arrays))
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, FloatingPointError) as error:
@@ -111,13 +151,34 @@ def fold(node: OnnxNode, args: Arguments) -> Constant:
     moves = node.op in ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
     first = args[0] if args else None
     bits = first.bits if isinstance(first, Constant) and (moves or _widens(node, first)) else 0
-    return Constant(result, bits)
+    return Constant(result, _clipped_bits(result, arrays[1:]) if node.op == "Clip" else bits)
+
+
+def _clipped_bits(codes: NDArray[Any], limits: list[Any]) -> int:
+    """Width of integer codes behind a Clip, which is how narrow weights are written in int8 (QCDQ); 0 if not narrow."""
+    if codes.dtype not in (np.int8, np.uint8) or len(limits) < 2 or any(v is None or v.size != 1 for v in limits[:2]):
+        return 0
+    low, high = (int(v.reshape(-1)[0]) for v in limits[:2])
+    signed = codes.dtype == np.int8
+    bits = max(high.bit_length(), (-low - 1).bit_length() if low < 0 else 0) + signed
+    return bits if bits in (2, 3, 4, 5, 6) else 0
+
+
+def _clip(node: OnnxNode, xs: list[Any]) -> NDArray[Any]:
+    low, high = [*xs[1:], None, None][:2]
+    low, high = (node.attrs.get(k) if v is None else v for k, v in (("min", low), ("max", high)))
+    return np.asarray(np.clip(xs[0], low, high).astype(xs[0].dtype))
 
 
 def _result_size(node: OnnxNode, arrays: list[Any]) -> float:
     """Upper bound of the elements a folded node gives, known before it is computed."""
-    if node.op in ("Add", "Sub", "Mul", "Div"):
+    if node.op in ("Add", "Sub", "Mul", "Div", "Equal", "Where"):
         return float(np.prod([float(d) for d in np.broadcast_shapes(*(a.shape for a in arrays))]))
+    if node.op in ("ConstantOfShape", "Expand"):  # the shape is what the last operand says
+        target = [float(d) for d in arrays[-1].reshape(-1)]
+        if min(target, default=0.0) < 0 or len(target) > RANK_LIMIT:
+            raise ValueError(f"shape {target}")
+        return float(np.prod(target)) * max(1, arrays[0].size if node.op == "Expand" else 1)
     if node.op == "Gather":
         return float(arrays[0].size / max(1, arrays[0].shape[node.attrs.get("axis", 0)]) * arrays[1].size)
     return float(sum(a.size for a in arrays))
@@ -207,9 +268,14 @@ def _binary(run: Callable[[Any, Any], Any]) -> Callable[[OnnxNode, list[Any]], A
     return lambda node, xs: run(xs[0], xs[1]).astype(xs[0].dtype)
 
 
+def _filled(node: OnnxNode, xs: list[Any]) -> NDArray[Any]:
+    value = node.attrs["value"].array.reshape(-1)[0] if "value" in node.attrs else np.float32(0)
+    return np.full(tuple(int(d) for d in xs[0].reshape(-1)), value)
+
+
 _FOLD: dict[str, Callable[[OnnxNode, list[Any]], Any]] = {
     "Constant": _constant, "Identity": lambda n, x: x[0], "Cast": _cast, "Reshape": _reshape, "Slice": _slice,
-    "QuantizeLinear": _quantise,
+    "QuantizeLinear": _quantise, "Clip": _clip,
     "Transpose": lambda n, x: x[0].transpose(n.attrs.get("perm")),
     "Squeeze": lambda n, x: x[0].squeeze(axes_of(n, x)),
     "Unsqueeze": lambda n, x: np.expand_dims(x[0], axes_of(n, x) or ()),
@@ -217,4 +283,7 @@ _FOLD: dict[str, Callable[[OnnxNode, list[Any]], Any]] = {
     "Gather": lambda n, x: np.take(x[0], x[1], axis=n.attrs.get("axis", 0)),
     "Add": _binary(np.add), "Sub": _binary(np.subtract), "Mul": _binary(np.multiply),
     "Div": lambda n, x: x[0] // x[1] if x[0].dtype.kind == "i" else x[0] / x[1],
+    "ConstantOfShape": _filled, "Expand": lambda n, x: np.broadcast_to(x[0], np.broadcast_shapes(x[0].shape, x[1])),
+    "Equal": lambda n, x: np.equal(x[0], x[1]), "Where": lambda n, x: np.where(x[0], x[1], x[2]),
+    "Sqrt": lambda n, x: np.sqrt(x[0]), "Neg": lambda n, x: -x[0],
 }  # fmt: skip

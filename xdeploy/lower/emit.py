@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.formats import Int8, QParams, requant
+from xdeploy.lir.average import WINDOW_LIMIT, mantissa
 from xdeploy.lir.ops import scaled_params, softmax_table, windows
-from xdeploy.lower.builder import Builder, Emit
-from xdeploy.lower.values import Codes, Index, Pending, Stop
-from xdeploy.lower.weights import stored_bias, stored_weight
+from xdeploy.lower.affine import affine_conv
+from xdeploy.lower.builder import Builder, Emit, image_index
+from xdeploy.lower.place import PLACE, in_order, place_concat, place_extreme
+from xdeploy.lower.values import Codes, Index, Pending, QConstant, Stop
+from xdeploy.lower.weights import stored_bias, stored_weight, two_parts
 
 SOFTMAX_Q = QParams(1.0 / 256.0, -128)
 
@@ -20,7 +23,7 @@ SOFTMAX_Q = QParams(1.0 / 256.0, -128)
 def _weighted(b: Builder, p: Pending, q: QParams, low: int, high: int) -> str:
     codes = b.operand(p.args[0], p.origin)
     assert p.weight is not None
-    weight = p.weight
+    codes, weight = _doubled(b, p, codes, p.weight)
     fmt, stored, book = stored_weight(weight)
     if p.op == "linear":
         x, columns = b.vector(codes, p.origin), codes.index.reshape(-1)
@@ -36,10 +39,25 @@ def _weighted(b: Builder, p: Pending, q: QParams, low: int, high: int) -> str:
         "weight_format": fmt.name, **p.attrs, "in_zero": before.zero_point,
         "shift": r.shift, "out_zero": r.zero_point, "low": r.low, "high": r.high,
     }  # fmt: skip
-    consts: dict[str, NDArray[Any]] = {"codes": stored, "bias": stored_bias(p.bias, scale), "multiplier": r.multiplier}
+    bias = stored_bias(p.bias, scale, q.scale)
+    consts: dict[str, NDArray[Any]] = {"codes": stored, "bias": bias, "multiplier": r.multiplier}
     if book is not None:
         consts["codebook"] = book
     return b.add(p.origin, p.op, (x,), q, attrs, consts)
+
+
+def _doubled(b: Builder, p: Pending, codes: Codes, weight: QConstant) -> tuple[Codes, QConstant]:
+    """Weights beyond int8 (asymmetric ones, without their zero point) as the sum of two, on the input given twice."""
+    both = two_parts(weight)
+    if both is None or p.attrs.get("groups", 1) != 1:
+        return codes, weight
+    if p.op == "linear":
+        x, index = b.vector(codes, p.origin), codes.index.reshape(-1)
+        index = np.concatenate([index, index + index.size])
+    else:
+        x, (c, h, w) = b.image(codes, p.origin), codes.index.shape
+        index = image_index((2 * c, h, w))
+    return Codes(b.add(f"{p.origin}.twice", "concat", (x, x), codes.q), codes.q, index), both
 
 
 def _columns(weight: Int8, index: Index) -> Int8:
@@ -54,7 +72,7 @@ def _add(b: Builder, p: Pending, q: QParams, low: int, high: int) -> str:
     order = np.empty(left.index.size, np.int64)
     order[left.index.reshape(-1)] = right.index.reshape(-1)
     other = b.arrange(right.tensor, order.reshape(b.tensors[left.tensor].shape), p.origin)
-    attrs = scaled_params(left.q, right.q, q, low=low, high=high)
+    attrs = scaled_params(left.q, right.q, q, low=low, high=high, sign=p.attrs.get("sign", 1))
     return b.add(p.origin, "add", (left.tensor, other), q, attrs)
 
 
@@ -69,52 +87,27 @@ def _avg_pool(b: Builder, p: Pending, q: QParams, low: int, high: int) -> str:
         raise Stop("a window lies in the padding alone")
     # entries of counts that never occur repeat the smallest one, so that they do not force a shift
     divisor = np.maximum(np.arange(1, full + 1), least).astype(np.float64)
-    r = requant(t.q.scale / q.scale / divisor, q.zero_point, low, high)
+    gain = a.get("gain", 1.0)
+    r = requant(t.q.scale * gain / q.scale / divisor, q.zero_point, low, high)
     attrs = {
-        **a, "in_zero": t.q.zero_point, "shift": r.shift, "out_zero": r.zero_point, "low": r.low, "high": r.high,
+        **{k: a[k] for k in ("kernel", "stride", "pads", "include_pad")}, "in_zero": t.q.zero_point,
+        "shift": r.shift, "out_zero": r.zero_point, "low": r.low, "high": r.high,
     }  # fmt: skip
+    used = counts if not a["include_pad"] else np.array(full)
+    if (
+        gain == 1.0 and t.q.scale == q.scale and (used % 2 == 0).any() and full <= WINDOW_LIMIT
+    ):  # averages half way between two codes
+        attrs["tie"] = 1 if a.get("exact") else mantissa(q.scale)
     return b.add(p.origin, "avg_pool2d", (x,), q, attrs, {"multiplier": r.multiplier})
 
 
-def _selecting(place: Callable[[Builder, Pending, Codes], str]) -> Emit:
-    """Max pooling, slicing: they commute with rounding, so a float operand is quantised first, a quantised one last."""
-
-    def emit(b: Builder, p: Pending, q: QParams, low: int, high: int) -> str:
-        real = p.args[0]
-        if isinstance(real.source, Pending):
-            return b.clamp(place(b, p, b.quantise(real, q, p.origin)), low, high, p.origin)
-        codes = b.operand(real, p.origin)
-        return b.rescale(place(b, p, codes), q, low, high, f"{p.origin}.rescale")
-
-    return emit
-
-
-def place_max_pool(b: Builder, p: Pending, codes: Codes) -> str:
-    """Max pooling of codes."""
-    return b.add(p.origin, "max_pool2d", (b.image(codes, p.origin),), codes.q, p.attrs)
-
-
-def place_slice(b: Builder, p: Pending, codes: Codes) -> str:
-    """Slice of codes; attrs are in ONNX order, (C, H, W) or (F,)."""
-    rank = codes.index.ndim
-    x = b.image(codes, p.origin) if rank == 3 else b.arrange(codes.tensor, codes.index, p.origin)
-    order = (1, 2, 0) if rank == 3 else tuple(range(rank))
-    attrs = {k: tuple(p.attrs[k][i] for i in order) for k in ("starts", "stops", "steps")}
-    return b.add(p.origin, "slice", (x,), codes.q, attrs)
-
-
-def place_pad(b: Builder, p: Pending, codes: Codes) -> str:
-    """Pad of codes with the code of `value` (None: the zero point)."""
-    value = codes.q.zero_point if p.attrs["value"] is None else p.attrs["value"]
-    attrs = {"pads": p.attrs["pads"], "channels": p.attrs["channels"], "value": int(value)}
-    return b.add(p.origin, "pad", (b.image(codes, p.origin),), codes.q, attrs)
-
-
-def place_concat(b: Builder, p: Pending, parts: list[Codes], q: QParams) -> str:
-    """Concatenation of codes of one scale: images along channels, vectors as they are stored."""
-    if parts[0].index.ndim == 3:
-        return b.add(p.origin, "concat", tuple(b.image(c, p.origin) for c in parts), q)
-    return b.add(p.origin, "concat", tuple(b.vector(c, p.origin) for c in parts), q)
+def _selecting(b: Builder, p: Pending, q: QParams, low: int, high: int) -> str:
+    """Movements commute with rounding, so a float operand is quantised first, a quantised one last."""
+    real = p.args[0]
+    if isinstance(real.source, Pending) or (p.op == "pad" and p.attrs["value"]):  # the pad at the output's scale
+        return b.clamp(PLACE[p.op](b, p, b.quantise(real, q, p.origin)), low, high, p.origin)
+    codes = b.operand(real, p.origin)
+    return b.rescale(PLACE[p.op](b, p, codes), q, low, high, f"{p.origin}.rescale")
 
 
 def _concat(b: Builder, p: Pending, q: QParams, low: int, high: int) -> str:
@@ -122,17 +115,57 @@ def _concat(b: Builder, p: Pending, q: QParams, low: int, high: int) -> str:
     return b.clamp(place_concat(b, p, parts, q), low, high, f"{p.origin}.clamp")
 
 
+def _extreme(b: Builder, p: Pending, q: QParams, low: int, high: int) -> str:
+    parts = [b.quantise(a, q, f"{p.origin}.rescale{k}") for k, a in enumerate(p.args)]
+    return b.clamp(place_extreme(b, p, parts, q), low, high, f"{p.origin}.clamp")
+
+
 def _softmax(b: Builder, p: Pending, q: QParams, low: int, high: int) -> str:
-    codes = b.operand(p.args[0], p.origin)
-    x = b.image(codes, p.origin) if codes.index.ndim == 3 else b.vector(codes, p.origin)
+    codes = b.operand(p.args[0], p.origin)  # its index has the axis of the sum last
+    index = codes.index if codes.index.ndim in (1, 3) else codes.index.reshape(1, -1, codes.index.shape[-1])
+    x = b.arrange(codes.tensor, np.ascontiguousarray(index), p.origin)
     t = b.tensors[x]
     table = softmax_table(t.q.scale, t.shape[-1])
     y = b.add(p.origin, "softmax", (x,), SOFTMAX_Q, {}, {"table": table})
     return b.rescale(y, q, low, high, f"{p.origin}.rescale")
 
 
+def _affine(b: Builder, p: Pending, q: QParams, low: int, high: int) -> str:
+    return _weighted(b, affine_conv(p, b.operand(p.args[0], p.origin), q), q, low, high)
+
+
+def _prelu(b: Builder, p: Pending, q: QParams, low: int, high: int) -> str:
+    """max(x, 0) + slope * min(x, 0): one of the two is exactly zero, so the sum rounds once."""
+    codes = b.operand(p.args[0], p.origin)
+    zero = codes.q.zero_point
+    negative = replace(codes, tensor=b.clamp(codes.tensor, -128, zero, f"{p.origin}.negative"))
+    scaled = _weighted(b, affine_conv(replace(p, origin=f"{p.origin}.slope"), negative, q), q, -128, 127)
+    positive = b.clamp(in_order(b, codes, p.attrs["order"], p.origin), zero, 127, f"{p.origin}.positive")
+    shape = b.tensors[positive].shape
+    scaled = b.arrange(scaled, np.arange(int(np.prod(shape))).reshape(shape), p.origin)
+    attrs = scaled_params(q, codes.q, q, low=low, high=high)
+    return b.add(p.origin, "add", (scaled, positive), q, attrs)
+
+
+def _mul(b: Builder, p: Pending, q: QParams, low: int, high: int) -> str:
+    """Product of two tensors of one shape, or of an image and one value per channel."""
+    left, right = (b.operand(a, p.origin) for a in p.args)
+    order = p.attrs["order"]
+    x = in_order(b, left, order, p.origin)
+    if left.index.shape == right.index.shape:
+        other = in_order(b, right, order, p.origin)
+    else:  # a gate (C, 1, 1) whose axes the order puts last
+        other = b.arrange(right.tensor, np.ascontiguousarray(right.index.reshape(1, 1, -1)), p.origin)
+    r = requant(left.q.scale * right.q.scale / q.scale, q.zero_point, low, high)
+    attrs = {
+        "a_zero": left.q.zero_point, "b_zero": right.q.zero_point,
+        "shift": r.shift, "out_zero": r.zero_point, "low": r.low, "high": r.high,
+    }  # fmt: skip
+    return b.add(p.origin, "mul", (x, other), q, attrs, {"multiplier": r.multiplier})
+
+
 EMIT: dict[str, Emit] = {
     "conv2d": _weighted, "linear": _weighted, "add": _add, "avg_pool2d": _avg_pool, "softmax": _softmax,
-    "concat": _concat,
-    "max_pool2d": _selecting(place_max_pool), "slice": _selecting(place_slice), "pad": _selecting(place_pad),
+    "concat": _concat, "mul": _mul, "affine": _affine, "prelu": _prelu, "extreme": _extreme,
+    **dict.fromkeys(PLACE, _selecting),
 }  # fmt: skip

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from xdeploy.errors import UnsupportedError
+from xdeploy.errors import ModelError, UnsupportedError
 from xdeploy.formats import QParams
 from xdeploy.lir.graph import Tensor
+from xdeploy.lower.budget import Budget
 from xdeploy.lower.builder import Builder
 from xdeploy.lower.constants import Arguments, activation_params, codebook_weight, dequantised, fold, foldable
+from xdeploy.lower.dialect import EXACT, WRITERS, expanded
 from xdeploy.lower.emit import EMIT, SOFTMAX_Q
-from xdeploy.lower.movement import MOVEMENT, activation
-from xdeploy.lower.patterns import PATTERNS, real
+from xdeploy.lower.fallback import FLOAT, Fallback, emit_float
+from xdeploy.lower.movement import MOVEMENT
+from xdeploy.lower.operands import Outcome, activation, real
+from xdeploy.lower.patterns import PATTERNS
 from xdeploy.lower.values import Codes, Index, InputPort, Pending, Poison, Real, Stop, Value
-from xdeploy.onnxfile import CODEBOOK, Constant, Obstacle, OnnxGraph, OnnxNode
+from xdeploy.onnxfile import CODEBOOK, FOREIGN, Constant, Obstacle, OnnxGraph, OnnxNode
+from xdeploy.onnxshapes import inferred
 
-_QLINEAR = ("QLinearConv", "QLinearMatMul")
-SUPPORTED = sorted({*PATTERNS, *MOVEMENT, *_QLINEAR, "QuantizeLinear", "DequantizeLinear", "CodebookWeight"})
+_ANY = QParams(1 / 128, 0)  # of stand-ins
+_STATIC = "static quantisation in QDQ form"
+SUPPORTED = sorted({*PATTERNS, *MOVEMENT, *WRITERS, "QuantizeLinear", "DequantizeLinear", "CodebookWeight"})
+_NORMS = ("InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization", "LpNormalization")
 _REWRITES = {
-    "BatchNormalization": "fold batch normalisation into the convolution before quantising",
-    "ConvInteger": "QDQ form", "MatMulInteger": "QDQ form", "ConvTranspose": "a plain convolution",
+    "DynamicQuantizeLinear": _STATIC,
+    "MatMulNBits": "4-bit weights with one scale per output channel (block_size at least K)",
+    **dict.fromkeys(_NORMS, "batch normalisation, which folds into the layer before it"),
+    "Where": "Min, Max or Clip", "LogSoftmax": "Softmax", "LRN": "batch normalisation",
     "LSTM": "a convolutional network", "GRU": "a convolutional network", "Attention": "a convolutional network",
 }  # fmt: skip
 
@@ -32,16 +42,21 @@ class Lowering:
 
     graph: OnnxGraph
     layout: str
-    builder: Builder = field(default_factory=lambda: Builder(EMIT))
+    builder: Builder = field(init=False)
     values: dict[str, Value] = field(default_factory=dict)
     obstacles: list[Obstacle] = field(default_factory=list)
     input: str = ""
     output: str = ""
     output_shape: tuple[int, ...] = ()
+    budget: Budget = field(default_factory=lambda: Budget(()))
+    fallback: Fallback = field(default_factory=Fallback)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of float tensors, for stand-ins
 
     def run(self) -> Lowering:
         """Lower every node; look at `obstacles` afterwards."""
+        self.builder = Builder({**EMIT, FLOAT: emit_float}, self.graph.opset)
         self.values = dict(self.graph.constants)
+        self.budget = Budget(self.graph.constants.values())
         self._open()
         for node in self.graph.nodes:
             self._visit(node)
@@ -88,10 +103,7 @@ class Lowering:
             if not names & set(node.inputs[:1]):
                 continue
             if node.op == "DequantizeLinear":
-                return activation_params(*self._parameters(node), node)
-            if node.op in _QLINEAR:
-                scale, zero = (self.graph.constants.get(n) for n in node.inputs[1:3])
-                return activation_params(scale, zero, node)
+                return activation_params(*self._parameters(node), node, self.graph.input.dtype == "uint8")
             if node.op in MOVEMENT or node.op == "MaxPool":
                 names |= set(node.outputs)
         raise Stop("the integer input has no DequantizeLinear, so its scale is not known")
@@ -133,19 +145,44 @@ class Lowering:
     # -------------------------------------------------------------------------------------- the nodes
     def _visit(self, node: OnnxNode) -> None:
         args: list[Value | None] = []
-        result: Value = Poison()
+        result: Outcome = Poison()
         try:
             args = [self._read(name) for name in node.inputs]
-            if not any(isinstance(a, Poison) for a in args):
+            if node.op != FOREIGN and not any(isinstance(a, Poison) for a in args):
                 result = self._lower(node, args)
+                for value in result if isinstance(result, tuple) else (result,):
+                    self.budget.charge(node.name, value)
         except (Stop, UnsupportedError) as stop:
-            self._stopped(self._culprit(node, args), stop)
-        except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:  # malformed attributes or arity
+            self._stopped(self._culprit(node, args), stop, args)
+        except RecursionError:
+            self._stopped(node, Stop("too many operators follow each other unquantised", "QuantizeLinear between them"))
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:  # malformed attributes
             self._stopped(node, Stop(f"the node is malformed ({type(error).__name__}: {error})"))
-        for name in node.outputs[:1]:
-            self.values[name] = result
-        if isinstance(result, Codes):
-            self.builder.bind(node.outputs[0], result)
+        several = result if isinstance(result, tuple) else (result,) * len(node.outputs[:1])
+        if isinstance(result, Poison):
+            several = tuple(self._stand_in(node, name) for name in node.outputs)
+        for name, value in zip(node.outputs, several, strict=False):
+            self.values[name] = value
+            if isinstance(value, Codes):
+                self.builder.bind(name, value)
+
+    def _stand_in(self, node: OnnxNode, name: str) -> Value:
+        """A float result of a node that is not lowered, where its shape is known: what reads it is judged as well.
+
+        Its codes and their scale are made up; with an obstacle in the list nothing is built from them.
+        """
+        shape = self.shapes.get(name)
+        if shape is None:
+            return Poison()
+        image = len(shape) == 3 and self.layout == "CHW"
+        stored = (*shape[1:], shape[0]) if image else shape
+        index: Index = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(stored)
+        tensor = self.builder.unique(name)
+        self.builder.tensors[tensor] = Tensor(stored, _ANY)
+        index = index.transpose(2, 0, 1) if image else index
+        value = Real(Codes(tensor, _ANY, index), index)
+        self.budget.charge(node.name, value)
+        return value
 
     def _read(self, name: str) -> Value | None:
         if name and name not in self.values:
@@ -159,28 +196,34 @@ class Lowering:
             return OnnxNode(first.source.origin, first.source.op, (), ())
         return node
 
-    def _stopped(self, node: OnnxNode, stop: Stop | UnsupportedError) -> None:
+    def _stopped(self, node: OnnxNode, stop: Stop | UnsupportedError, args: Arguments = ()) -> None:
         reason = stop.reason if isinstance(stop, Stop) else stop.message
         rewrite = stop.rewrite if isinstance(stop, Stop) else (stop.hint or "")
-        self.obstacles.append(Obstacle(node.name, node.op, reason, rewrite))
+        attribute = stop.attribute if isinstance(stop, Stop) else ""
+        shape = next((a.index.shape for a in args if isinstance(a, Codes | Real)), ())
+        self.obstacles.append(Obstacle(node.name, node.op, reason, rewrite, attribute, shape))
 
-    def _lower(self, node: OnnxNode, args: Arguments) -> Value:
+    def _lower(self, node: OnnxNode, args: Arguments) -> Outcome:
         if foldable(node, args):
             return fold(node, args)
+        if self.fallback.covers(node):
+            return self.fallback.lower(self.builder, node, args)
         if node.op == "QuantizeLinear":
             return self._quantise(node, args)
         if node.op == "DequantizeLinear":
             return self._dequantise(node, args)
         if node.op == CODEBOOK[1]:
             return codebook_weight(node, args)
-        if node.op in _QLINEAR:
-            return self._qlinear(node, args)
         handler = PATTERNS.get(node.op) or MOVEMENT.get(node.op)
         if handler is None:
             raise Stop(
                 "the operator has no integer form here", _REWRITES.get(node.op, f"one of {', '.join(SUPPORTED)}")
             )
-        return handler(self.builder, node, args)
+        result = handler(self.builder, node, args)
+        if EXACT in node.attrs and isinstance(result, Real) and isinstance(result.source, Pending):
+            pending = replace(result.source, attrs={**result.source.attrs, "exact": True})
+            return replace(result, source=pending)
+        return result
 
     def _quantise(self, node: OnnxNode, args: Arguments) -> Codes:
         q, unsigned = activation_params(args[1], args[2] if len(args) > 2 else None, node)
@@ -206,31 +249,31 @@ class Lowering:
         codes = activation(args[0])
         if not isinstance(codes, Codes):
             raise Stop("dequantises a float")
-        q, _ = activation_params(args[1], args[2] if len(args) > 2 else None, node)
+        q, _ = activation_params(args[1], args[2] if len(args) > 2 else None, node, codes.unsigned)
         if q != codes.q:
             raise Stop(f"reads codes of {codes.q} as {q}", "the parameters of the QuantizeLinear before it")
         return Real(codes, codes.index)
 
-    def _qlinear(self, node: OnnxNode, args: Arguments) -> Value:
-        """QLinearConv and QLinearMatMul: DequantizeLinear, the float operator and QuantizeLinear in one node."""
-        x, xs, xz, w, ws, wz, ys, yz = args[:8]
-        conv = node.op == "QLinearConv"
-        per_axis = OnnxNode(node.name, node.op, (), (), {"axis": 0 if conv else 1}, node.meta)
-        source, weight = self._dequantise(node, (x, xs, xz)), dequantised(per_axis, (w, ws, wz))
-        bias: list[Value | None] = []
-        if conv and len(args) > 8 and isinstance(args[8], Constant) and isinstance(source, Real):
-            assert isinstance(source.source, Codes)
-            scale = source.source.q.scale * weight.scale
-            bias = [Constant(args[8].array * scale)]
-        inner = PATTERNS["Conv" if conv else "MatMul"](self.builder, node, (source, weight, *bias))
-        return self._quantise(node, (inner, ys, yz))
 
-
-def lower_nodes(graph: OnnxGraph) -> Lowering:
+def lower_nodes(graph: OnnxGraph, fallback: Fallback | None = None) -> Lowering:
     """The pass with the input layout that needs fewer transposes; channels first where it makes no difference."""
-    best = Lowering(graph, "CHW").run()
+    fallback = fallback or Fallback()
+    fallback.check(graph)
+    graph = expanded(graph)
+    best = Lowering(graph, "CHW", fallback=fallback).run()
     if len(graph.input.shape) == 4 and (best.obstacles or best.moves):
-        other = Lowering(graph, "HWC").run()
+        other = Lowering(graph, "HWC", fallback=fallback).run()
         if (len(other.obstacles), other.moves) < (len(best.obstacles), best.moves):
             best = other
-    return best
+    return _further(best, graph) if best.obstacles else best
+
+
+def _further(first: Lowering, graph: OnnxGraph) -> Lowering:
+    """The pass once more, with stand-ins for what the obstacles would have given: finds what stands behind them."""
+    shapes = inferred(graph, graph.nodes, {k: c.array for k, c in graph.constants.items()})
+    if not shapes:
+        return first
+    try:
+        return Lowering(graph, first.layout, fallback=first.fallback, shapes=shapes).run()
+    except ModelError:  # stand-ins that are too large altogether
+        return first

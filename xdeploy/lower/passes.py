@@ -1,11 +1,14 @@
-"""Rewrites of the lowered graph: explicit padding into the convolution, residual additions into the epilogue."""
+"""Rewrites of the lowered graph: padding and limits into the node they belong to, additions into the epilogue."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from xdeploy.lir.graph import LoweredGraph, Node
+from xdeploy.lir.ops import has_residual
 
 Pass = Callable[[LoweredGraph], LoweredGraph]
 
@@ -59,6 +62,33 @@ def _padded(conv: Node, pad: Node) -> Node:
     return replace(conv, inputs=pad.inputs, attrs={**conv.attrs, "pads": pads})
 
 
+def fold_clamps(graph: LoweredGraph) -> LoweredGraph:
+    """Limits on codes move into the node that computes them, if nobody else reads them unlimited."""
+    producers = {n.output: n for n in graph.nodes}
+    for clamp in [n for n in graph.nodes if n.op == "clamp"]:
+        node = producers.get(clamp.inputs[0])
+        alone = node is not None and len(graph.consumers(node.output)) == 1 and node.output != graph.output
+        merged = _limited(node, clamp) if node is not None and alone else None
+        if node is None or merged is None:
+            continue
+        nodes = tuple(merged if n is node else n for n in graph.nodes if n is not clamp)
+        graph = replace(graph, nodes=nodes, tensors={n: t for n, t in graph.tensors.items() if n != node.output})
+        producers[clamp.output] = merged
+    return graph
+
+
+def _limited(node: Node, clamp: Node) -> Node | None:
+    """The node with the limits of the clamp behind it; None if it has no limits of its own."""
+    low, high = clamp.attrs["low"], clamp.attrs["high"]
+    if node.op == "lut":
+        return replace(node, output=clamp.output, consts={"table": np.clip(node.consts["table"], low, high)})
+    prefix = "add_" if has_residual(node) else ""
+    if f"{prefix}low" not in node.attrs:
+        return None
+    bounds = {f"{prefix}{k}": min(max(node.attrs[f"{prefix}{k}"], low), high) for k in ("low", "high")}
+    return replace(node, output=clamp.output, attrs={**node.attrs, **bounds})
+
+
 def fuse_residuals(graph: LoweredGraph) -> LoweredGraph:
     """An addition becomes the epilogue of the convolution or linear layer that runs last before it.
 
@@ -99,4 +129,4 @@ def _fused(producer: Node, add: Node) -> Node:
 
 
 ALWAYS: tuple[Pass, ...] = (remove_dead, merge_reshapes)
-FUSING: tuple[Pass, ...] = (fold_pads, fuse_residuals)
+FUSING: tuple[Pass, ...] = (fold_pads, fold_clamps, fuse_residuals)

@@ -21,11 +21,11 @@ Index = NDArray[np.int64]
 
 
 class Stop(Exception):  # noqa: N818 (a reason on its way to the list of obstacles, not an error of its own)
-    """Lowering of one node stops for a reason; `rewrite` is the nearest thing that works."""
+    """Lowering of one node stops for a reason; `rewrite` is the nearest thing that works, `attribute` is to blame."""
 
-    def __init__(self, reason: str, rewrite: str = "") -> None:
+    def __init__(self, reason: str, rewrite: str = "", attribute: str = "") -> None:
         super().__init__(reason)
-        self.reason, self.rewrite = reason, rewrite
+        self.reason, self.rewrite, self.attribute = reason, rewrite, attribute
 
 
 @dataclass(frozen=True, slots=True)

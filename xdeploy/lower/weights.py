@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from xdeploy.formats import CODEBOOK_BITS, FORMATS, INT32_LIMIT, UNIFORM_BITS, Float64, Int8, Int32, WeightFormat
@@ -30,11 +32,23 @@ def stored_weight(weight: QConstant) -> tuple[WeightFormat, Int8, Int8 | None]:
     raise Stop(f"weight values {low}..{high} (zero point removed) do not fit int8", "symmetric int8 weights")
 
 
-def stored_bias(bias: Float64 | QConstant | None, scale: Float64) -> Int32:
+def two_parts(weight: QConstant) -> QConstant | None:
+    """A uniform weight (O, I, ...) beyond int8 as the sum of two in it, (O, 2 * I, ...), for the input given twice.
+
+    Asymmetric weights without their zero point need up to nine bits. None: it fits int8, or not even two hold it.
+    """
+    low, high = int(weight.codes.min(initial=0)), int(weight.codes.max(initial=0))
+    if weight.book is not None or weight.codes.ndim < 2 or (low >= -128 and high <= 127) or low < -256 or high > 254:
+        return None
+    first = np.clip(weight.codes, -128, 127)
+    return replace(weight, codes=np.concatenate([first, weight.codes - first], axis=1), bits=0, meta={})
+
+
+def stored_bias(bias: Float64 | QConstant | None, scale: Float64, out_scale: float) -> Int32:
     """The bias as int32 at `scale` (O,); int32 codes that already have this scale are taken as they are.
 
     Raises:
-        Stop: wrong size, or beyond int32.
+        Stop: wrong size, beyond int32, or so fine that rounding it costs more than half a code at `out_scale`.
     """
     if bias is None:
         return np.zeros(scale.shape, np.int32)
@@ -47,4 +61,10 @@ def stored_bias(bias: Float64 | QConstant | None, scale: Float64) -> Int32:
         codes = np.where(np.abs(given / scale - 1) < 1e-5, bias.codes.reshape(-1), codes)
     if np.abs(codes).max(initial=0) >= INT32_LIMIT:
         raise Stop("the bias does not fit int32 at scale input*weight", "a larger input or weight scale")
+    lost = float((np.abs(codes * scale - np.broadcast_to(real.reshape(-1), scale.shape)) / out_scale).max(initial=0))
+    if lost > 0.5:
+        raise Stop(
+            f"rounding its bias to int32 at scale input*weight costs {lost:.3g} output codes",
+            "a smaller input or weight scale, or a larger output scale",
+        )
     return codes.astype(np.int32)
