@@ -27,6 +27,31 @@ def quantity(value: float | int | None, unit: str, how: How, **extra: Any) -> di
     return {"value": value, "unit": unit, "how": how, **extra}
 
 
+def laid_out(samples: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """Samples (N, ...) as (N, *shape), shape being (C, H, W) or (F,), if their shape tells how they lie; else None.
+
+    Beside the shape itself: channels last (N, H, W, C); without the height of a 1-D network, (N, C, L) or (N, L, C);
+    without the channel of grey images, (N, H, W), or flat, (N, H * W). What fits two ways is taken channels first.
+    """
+    given = tuple(samples.shape[1:])
+    if samples.ndim and given == shape:
+        return samples
+    if len(shape) == 1:
+        return samples.reshape(len(samples), -1) if [d for d in given if d != 1] == list(shape) else None
+    if len(shape) != 3 or not given:
+        return None
+    channels, height, width = shape
+    if given == (height, width, channels):
+        return np.moveaxis(samples, -1, 1)
+    if (1 in (channels, height) and given == (channels * height, width)) or (
+        channels == 1 and given == (height * width,)
+    ):
+        return samples.reshape(len(samples), *shape)
+    if height == 1 and given == (width, channels):
+        return np.moveaxis(samples, -1, 1)[:, :, None, :]
+    return None
+
+
 # --------------------------------------------------------------------------------------------- objects
 @dataclass(frozen=True, slots=True)
 class IoSpec:
@@ -51,17 +76,26 @@ class IoSpec:
     def to_codes(self, inputs: NDArray[Any]) -> Int8:
         """Model inputs (N, *input_shape) float, or int8 codes, to device codes (N, H, W, C) or (N, F).
 
-        int8 arrays are taken as codes: in device layout if their shape fits it, else in the model's layout.
+        Both come in the model's own layout or channels last, also without the height of 1 of a 1-D network, as far as
+        the shape tells which (see `laid_out`). Where it fits both, float is in the model's layout, int8 in the
+        device's.
+
+        Raises:
+            UsageError: the shape fits neither.
         """
-        codes = inputs if inputs.dtype == np.int8 else self._quantise_input(inputs)
-        same = inputs.dtype == np.int8 or len(self.input_shape) != 3 or self.input_layout != "CHW"
-        if codes.shape[1:] == self.device_input_shape and same:
-            return np.ascontiguousarray(codes)
-        if codes.shape[1:] != self.input_shape:
+        images = len(self.input_shape) == 3
+        height, width, channels = self.device_input_shape if images else (0, 0, 0)
+        if images and inputs.dtype == np.int8 and inputs.shape[1:] == (height, width, channels):
+            return np.ascontiguousarray(inputs)
+        own = (channels, height, width) if images else self.input_shape
+        same = self.input_layout != "CHW" and inputs.shape[1:] == self.input_shape
+        found = inputs if same else laid_out(inputs, own)
+        if found is None:
             raise UsageError(
                 f"inputs have shape {tuple(inputs.shape)}; expected (N, {', '.join(map(str, self.input_shape))})"
             )
-        return np.ascontiguousarray(np.moveaxis(codes, 1, -1) if len(self.input_shape) == 3 else codes)
+        codes = found if found.dtype == np.int8 else self._quantise_input(found)
+        return np.ascontiguousarray(np.moveaxis(codes, 1, -1) if images and not same else codes)
 
     def _quantise_input(self, inputs: NDArray[Any]) -> Int8:
         if self.input_q is None:

@@ -247,7 +247,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "integer x": (npz(x=F32.astype(int), y=[0, 1, 0, 1]), ("int64", "uint8")),
     "uint8 features": (npz(x=F32.astype(np.uint8), y=[0, 1, 0, 1]), ("(4, 2)", "(N, H, W)")),
     "channels first": (npz(x=np.zeros((4, 3, 8, 8), np.uint8), y=[0, 1, 0, 1]), ("(4, 3, 8, 8)", "(N, H, W, C)")),
-    "rank": (npz(x=np.zeros((4, 2, 2), np.float32), y=[0, 1, 0, 1]), ("(4, 2, 2)",)),
+    "rank": (npz(x=np.zeros((4, 2, 2, 2, 2), np.float32), y=[0, 1, 0, 1]), ("(4, 2, 2, 2, 2)",)),
 }  # fmt: skip
 
 

@@ -178,7 +178,7 @@ MISTAKES: dict[str, tuple[type[XdeployError], tuple[str, ...], str, str | None, 
     "empty module": (UsageError, (":good",), ":good", "data.npz", None),
     "a pickle": (UsageError, ("net.pth", "pickles", "safetensors"), "net.pth", "data.npz", None),
     "no onnx": (UsageError, ("absent.onnx", "does not exist"), "absent.onnx", "data.npz", None),
-    "float onnx": (UnsupportedError, ("ONNX files are not supported as MODEL yet",), "net.onnx", "data.npz", None),
+    "broken onnx": (ModelError, ("net.onnx", "not an ONNX file"), "net.onnx", "data.npz", None),
     "no data": (UsageError, ("xd_nets:good", "--data"), "xd_nets:good", None, None),
     "wrong size": (UsageError, ("(3, 8, 8)", "(3, 5, 8)"), "xd_nets:Declares", "small.npz", None),
     "wrong test size": (UsageError, ("small.npz", "(3, 5, 8)"), "xd_nets:good", "data.npz", "small.npz"),
@@ -213,7 +213,7 @@ def test_demo_takes_no_data() -> None:
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [({"shapes": 3}, "shape"), ([3], "dict"), ({"shape": (3, 4)}, r"\(3, 4\)"), ({"mean": "x"}, "usable")],
+    [({"shapes": 3}, "shape"), ([3], "dict"), ({"shape": (3, 4, 5, 6)}, r"\(3, 4, 5, 6\)"), ({"mean": "x"}, "usable")],
 )
 def test_declared_input_is_checked(value: object, words: str) -> None:
     module = nn.ReLU()

@@ -114,7 +114,9 @@ def test_reused_module_becomes_layers_with_the_same_weights() -> None:
 # --------------------------------------------------------------------------------------------------- untouched
 @pytest.mark.parametrize("fails", [False, True])
 def test_module_stays_as_it_was(fails: bool) -> None:
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.GELU() if fails else nn.ReLU())
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.LogSoftmax(1) if fails else nn.ReLU()
+    )
     module[1].eval()
     module[0].weight.requires_grad_(False)
     before = {k: v.clone() for k, v in module.state_dict().items()}
@@ -159,33 +161,36 @@ IMAGE = (6, 8, 8)
 linear = nn.Linear(6, 6)
 REFUSED: dict[str, tuple[nn.Module | Callable[[nn.Module, Tensor], Tensor], tuple[int, ...], tuple[str, ...]]] = {
     # name: module or function, shape, words of the message
-    "gelu": (nn.GELU(), IMAGE, ("gelu", "supported: Conv2d", "use ReLU")),
+    "unknown": (lambda m, x: x.erfinv(), IMAGE, ("erfinv", "supported: Conv1d")),
     "log softmax": (nn.LogSoftmax(1), (6,), ("log_softmax", "predicted class is the same")),
     "softmax of images": (nn.Softmax(1), IMAGE, ("softmax", "(F,)")),
-    "conv1d": (lambda m, x: F.conv1d(x.flatten(2), torch.ones(2, 6, 3)), IMAGE, ("conv1d", "Conv2d")),
-    "transposed": (nn.ConvTranspose2d(6, 4, 2), IMAGE, ("conv_transpose2d",)),
-    "constant added": (lambda m, x: x + 1, IMAGE, ("add", "constant")),
-    "constant tensor added": (lambda m, x: x + torch.ones(8), IMAGE, ("constant",)),
-    "alpha": (lambda m, x: torch.add(x, x.relu(), alpha=2), IMAGE, ("alpha=2",)),
-    "broadcast add": (lambda m, x: x + x.mean((2, 3), keepdim=True), IMAGE, ("(6, 8, 8) and (6, 1, 1)",)),
-    "multiplication": (lambda m, x: x * x, IMAGE, ("mul",)),
+    "missing axis": (lambda m, x: x + x.mean(1), IMAGE, ("(6, 8, 8) and (8, 8)", "same number of axes")),
+    "two broadcasts": (
+        lambda m, x: x.mean(2, keepdim=True) + x.mean(3, keepdim=True), IMAGE, ("(6, 1, 8) and (6, 8, 1)",)
+    ),
+    "widening constant": (lambda m, x: x.mean((2, 3), keepdim=True) + torch.ones(8, 8), IMAGE, ("widens",)),
+    "division by data": (lambda m, x: x / (x * x + 1), IMAGE, ("div", "divides by the data", "gate")),
+    "division by zero": (lambda m, x: x / 0, IMAGE, ("divides by zero",)),
+    "power": (lambda m, x: x**2.5, IMAGE, ("power of 2.5",)),
+    "layer norm": (nn.LayerNorm((6, 8, 8)), IMAGE, ("layer_norm", "BatchNorm")),
+    "group norm": (nn.GroupNorm(2, 6), IMAGE, ("group_norm", "BatchNorm")),
+    "bilinear": (nn.Upsample(scale_factor=2, mode="bilinear"), IMAGE, ("upsample_bilinear2d", "nearest")),
+    "matrix product": (lambda m, x: x @ x, IMAGE, ("matmul", "constants")),
+    "early softplus": (nn.Softplus(1, 5), IMAGE, ("softplus", "threshold=20")),
     "divisor": (nn.AvgPool2d(2, divisor_override=3), IMAGE, ("divisor_override",)),
     "adaptive, no divisor": (nn.AdaptiveAvgPool2d(3), IMAGE, ("8x8 to 3x3", "divide")),
     "dilated pooling": (nn.MaxPool2d(2, dilation=2), IMAGE, ("dilation (2, 2)",)),
-    "mean over channels": (lambda m, x: x.mean(1), IMAGE, ("mean over axes [1]",)),
-    "cat over rows": (lambda m, x: torch.cat([x, x], 2), IMAGE, ("cat over axis 2",)),
-    "reflection": (nn.ReflectionPad2d(1), IMAGE, ("reflect", "zeros")),
-    "padding with ones": (lambda m, x: F.pad(x, (1, 1), value=1.0), IMAGE, ("value 1.0",)),
-    "cropping pad": (lambda m, x: F.pad(x, (-1, 0)), IMAGE, ("negative",)),
-    "one-sided clamp": (lambda m, x: x.clamp(max=1), IMAGE, ("None..1",)),
-    "permute": (lambda m, x: x.permute(0, 2, 3, 1), IMAGE, ("permute", "(N, C, H, W)")),
-    "reshape": (lambda m, x: x.reshape(-1, 3, 16, 8).relu(), IMAGE, ("(6, 8, 8) to (3, 16, 8)",)),
+    "mean over the batch": (lambda m, x: x - x.mean(0, keepdim=True), IMAGE, ("mixes the samples",)),
+    "padding with infinity": (lambda m, x: F.pad(x, (1, 1), value=float("-inf")), IMAGE, ("max pooling only",)),
+    "joined constant": (lambda m, x: torch.cat([x, torch.ones(len(x), 1, 8, 8)], 1), IMAGE, ("constant", "zeros")),
+    "limits crossed": (lambda m, x: x.clamp(2, 1), IMAGE, ("2..1",)),
+    "limit per channel": (lambda m, x: x.clamp(torch.arange(6.0)[:, None, None]), IMAGE, ("limit per element",)),
+    "batch moved": (lambda m, x: x.transpose(0, 1).relu().transpose(0, 1), IMAGE, ("mixes the samples",)),
     "batch mixed": (lambda m, x: x.reshape(-1, 8, 8, 1), IMAGE, ("mixes the samples",)),
-    "linear on images": (lambda m, x: F.linear(x, torch.ones(3, 8)), IMAGE, ("(F,)", "flatten")),
+    "points": (lambda m, x: x[:, torch.tensor([0, 1]), torch.tensor([0, 1])], IMAGE, ("point by point",)),
     "functional dropout": (lambda m, x: F.dropout(x, 0.5), IMAGE, ("dropout", "self.training")),
     "instance norm": (nn.InstanceNorm2d(6), IMAGE, ("instance_norm",)),
     "batch statistics": (nn.BatchNorm2d(6, track_running_stats=False), IMAGE, ("norm",)),
-    "free batch norm": (nn.Sequential(nn.ReLU(), nn.BatchNorm1d(6)), (6,), ("batch norm", "linear")),
     "half": (lambda m, x: x.half().relu(), IMAGE, ("float16", "float32")),
     "computed weights": (lambda m, x: F.linear(x, x), (6,), ("weight", "constants")),
     "second result": (lambda m, x: F.max_pool2d(x, 2, return_indices=True)[1].float(), IMAGE, ("max_pool2d",)),
@@ -195,7 +200,8 @@ REFUSED: dict[str, tuple[nn.Module | Callable[[nn.Module, Tensor], Tensor], tupl
     "state": (counting(), IMAGE, ("count", "buffers")),
     "double": (nn.Linear(6, 2).double(), (6,), ("float64", ".float()")),
     "meta": (nn.Linear(6, 2, device="meta"), (6,), ("meta",)),
-    "rank": (nn.ReLU(), (6, 8), ("(6, 8)", "(C, H, W)")),
+    "rank": (nn.ReLU(), (2, 6, 8, 8), ("(2, 6, 8, 8)", "(C, H, W)")),
+    "three axes": (nn.Conv3d(1, 2, 3), (1, 8, 8, 8), ("(C, H, W)",)),
 }  # fmt: skip
 
 
@@ -214,19 +220,30 @@ def test_refused(case: str) -> None:
 def test_all_obstacles_are_listed_with_origin_and_line() -> None:
     class Inner(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            y = torch.erf(x)
+            y = torch.erfinv(x)
             return y.sort(1).values * 2
 
-    module = nn.Sequential(OrderedDict(a=nn.ReLU(), b=Inner(), c=nn.Sigmoid(), d=nn.ReLU()))
+    pool = nn.AvgPool2d(2, divisor_override=3)
+    module = nn.Sequential(OrderedDict(a=nn.ReLU(), b=Inner(), c=nn.Sigmoid(), p=pool, d=nn.Softmax(1)))
     with pytest.raises(UnsupportedError) as caught:
         trace(module, IMAGE)
     message = str(caught.value)
     assert message.startswith("4 operations of Sequential cannot be deployed")
     rows = message.splitlines()[1:5]
-    assert [r.split(":")[0].strip() for r in rows] == ["b", "b", "b", "c"]
-    assert [op in row for op, row in zip(("aten.erf", "aten.sort", "aten.mul", "aten.sigmoid"), rows, strict=True)]
+    assert [r.split(":")[0].strip() for r in rows] == ["b", "b", "p", "d"]
+    names = ("aten.erfinv", "aten.sort", "aten.avg_pool2d", "aten.softmax")
+    assert [op in row for op, row in zip(names, rows, strict=True)]
     assert "test_trace.py" in rows[0]
-    assert "y = torch.erf(x)" in rows[0]
+    assert "y = torch.erfinv(x)" in rows[0]
+    assert "; instead: multiply by a constant" in rows[2]
+    # the same as data
+    found = caught.value.obstacles
+    assert [o.node for o in found] == ["b", "b", "p", "d"]
+    assert [o.op.split(" ")[0] for o in found] == ["aten.erfinv", "aten.sort", "aten.avg_pool2d", "aten.softmax.int"]
+    assert found[2].attribute == "divisor_override"
+    assert [o.shape for o in found] == [(6, 8, 8), (), (6, 4, 4), (6, 4, 4)]
+    assert all(o.reason for o in found)
+    assert found[3].rewrite == "leave it out: the largest score stays the largest"
 
 
 def nan(value: float) -> nn.Module:

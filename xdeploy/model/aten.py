@@ -6,36 +6,51 @@ The graph is functional (no in-place operations), so `+=` and `relu_` arrive as 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
-from xdeploy.model.walk import Refused, Shape, Value, Walk
+from xdeploy.model.views import Shape, size_of
+from xdeploy.model.walk import Refused, Value, Walk
 
 Handler = Callable[[Walk, fx.Node, dict[str, Any]], Value | tuple[Value, ...]]
 H = TypeVar("H", bound=Handler)
 HANDLERS: dict[str, Handler] = {}
 
 SUPPORTED = (
-    "Conv2d (grouped, depthwise, dilated), Linear, BatchNorm, ReLU, ReLU6 and clamp, max, average and adaptive "
-    "pooling, mean over height and width, flatten, add, cat over channels, zero padding, slices, Dropout, Identity, "
-    "Softmax"
+    "Conv1d, Conv2d and their transposed forms (grouped, depthwise, dilated), Linear, BatchNorm, ReLU, ReLU6, clamp, "
+    "sigmoid, tanh, hardsigmoid, hardswish, SiLU, GELU, LeakyReLU, PReLU, ELU, softplus, add, sub, mul, scaling and "
+    "shifting by constants, max, average and adaptive pooling, mean, sum and max over axes, nearest upsampling, "
+    "flatten, reshape, permute, pixel and channel shuffle, cat, stack, split, slices, indexing by constants, padding, "
+    "Dropout, Identity, Softmax"
 )
+_NORM = "train with BatchNorm: in evaluation mode it folds into the weights"
+_SOFTMAX = "leave it out, or use softmax: the predicted class is the same"
+_DROPOUT = "pass training=self.training to F.dropout, or use nn.Dropout"
+_STATISTICS = "call model.eval() before torch.export, and keep track_running_stats=True"
+_NEAREST = "mode='nearest'"
+_FIXED = "multiply with a constant tensor (nn.Linear, nn.Conv2d)"
 HINTS = {
-    "log_softmax": "leave it out, or use softmax: the predicted class is the same",
-    "native_dropout": "pass training=self.training to F.dropout, or use nn.Dropout",
-    "dropout": "pass training=self.training to F.dropout, or use nn.Dropout",
-    "batch_norm": "call model.eval() before torch.export, and keep track_running_stats=True",
-    "_native_batch_norm_legit": "call model.eval() before torch.export, and keep track_running_stats=True",
-    "conv1d": "use Conv2d with a kernel of height 1",
-    "conv3d": "use Conv2d",
-    "conv_transpose2d": "use Conv2d",
-    "gelu": "use ReLU or ReLU6", "silu": "use ReLU or ReLU6", "hardswish": "use ReLU or ReLU6",
-    "leaky_relu": "use ReLU or ReLU6", "elu": "use ReLU or ReLU6", "prelu": "use ReLU or ReLU6",
-    "layer_norm": "use BatchNorm", "group_norm": "use BatchNorm",
-    "permute": "keep images as (N, C, H, W) throughout", "transpose": "keep images as (N, C, H, W) throughout",
+    "log_softmax": _SOFTMAX, "_log_softmax": _SOFTMAX,
+    "native_dropout": _DROPOUT, "dropout": _DROPOUT,
+    "batch_norm": _STATISTICS, "_native_batch_norm_legit": _STATISTICS,
+    "conv3d": "use Conv2d", "conv_transpose3d": "use ConvTranspose2d", "avg_pool3d": "use AvgPool2d",
+    "max_pool3d": "use MaxPool2d",
+    "layer_norm": _NORM, "native_layer_norm": _NORM, "group_norm": _NORM, "native_group_norm": _NORM,
+    "instance_norm": _NORM, "rms_norm": _NORM, "linalg_vector_norm": _NORM, "var": _NORM, "std": _NORM,
+    "upsample_bilinear2d": _NEAREST, "upsample_bicubic2d": _NEAREST, "upsample_linear1d": _NEAREST,
+    "_upsample_bilinear2d_aa": _NEAREST,
+    "bmm": _FIXED, "baddbmm": _FIXED, "einsum": "write it as nn.Linear or nn.Conv2d",
+    "scaled_dot_product_attention": "a network of convolutions; attention has no integer form here",
+    "lstm": "a temporal convolution (Conv1d)", "gru": "a temporal convolution (Conv1d)",
+    "exp": "sigmoid, ELU or softplus", "erf": "GELU", "log": "softplus", "sqrt": "ReLU", "rsqrt": _NORM,
+    "sin": "tanh", "cos": "tanh", "pow": "x * x",
+    "maximum": "cat and max pooling, or a + relu(b - a)", "minimum": "a - relu(a - b)",
+    "argmax": "leave it out: the device returns the scores", "topk": "leave it out: the device returns the scores",
+    "sort": "leave it out: the device returns the scores", "embedding": "a Linear layer on one-hot inputs",
 }  # fmt: skip
 
 
@@ -51,9 +66,17 @@ def handle(walk: Walk, node: fx.Node) -> None:
             raise Refused("not supported", HINTS.get(short))
         if not isinstance(node.meta.get("val"), list | tuple):
             walk.shape_of(node)
-        walk.values[node] = handler(walk, node, arguments(node))
+        made = handler(walk, node, arguments(node))
+        # handlers may answer in another shape of the same size, (C, 1, L) for (C, L)
+        walk.values[node] = made if isinstance(made, tuple) else made.reshaped(_expected(walk, node))
     except Refused as refused:
         walk.refuse(node, refused)
+
+
+def _expected(walk: Walk, node: fx.Node) -> Shape:
+    """Per-sample shape of a node, or of its first result."""
+    val = node.meta["val"]
+    return tuple(int(d) for d in val[0].shape[1:]) if isinstance(val, list | tuple) else walk.shape_of(node)
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -67,18 +90,18 @@ def register(*names: str) -> Callable[[H], H]:
     """Decorator that enters a handler for ATen operations, given as `name.overload`."""
 
     def enter(handler: H) -> H:
-        HANDLERS.update(dict.fromkeys([f"aten.{n}" for n in names], handler))
+        HANDLERS.update(dict.fromkeys([n if n.startswith("xdeploy.") else f"aten.{n}" for n in names], handler))
         return handler
 
     return enter
 
 
-def pair(value: Any) -> tuple[int, int]:
-    """An int, [a] or [a, b] as (a, b)."""
+def pair(value: Any, axes: int = 2, unit: int = 1) -> tuple[int, int]:
+    """An int, [a] or [a, b] as (a, b); with one spatial axis as (unit, a)."""
     values = [value] if isinstance(value, int) else list(value)
-    if len(values) > 2:
-        raise Refused(f"works on {len(values)} spatial axes; 2 are supported", HINTS["conv3d"])
-    return int(values[0]), int(values[-1])
+    if max(axes, len(values)) > 2:
+        raise Refused(f"works on {max(axes, len(values))} spatial axes; 1 and 2 are supported", HINTS["conv3d"])
+    return (unit, int(values[-1])) if axes == 1 else (int(values[0]), int(values[-1]))
 
 
 def _getitem(walk: Walk, node: fx.Node) -> Value:
@@ -93,41 +116,49 @@ def _getitem(walk: Walk, node: fx.Node) -> Value:
 
 
 # ------------------------------------------------------------------------------------- convolution and linear
-@register("conv2d.default")
+@register("conv2d.default", "conv1d.default")
 def _conv2d(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    top, left = pair(a["padding"])
+    top, left = pair(a["padding"], spatial_axes(node), unit=0)
     return _conv(walk, node, a, (top, left, top, left))
 
 
-@register("conv2d.padding")
+@register("conv2d.padding", "conv1d.padding")
 def _conv2d_named_padding(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
     if a["padding"] != "same":
         return _conv(walk, node, a, (0, 0, 0, 0))
     weight = walk.constant(a["weight"], "weight")
     assert weight is not None
-    total = [d * (k - 1) for d, k in zip(pair(a["dilation"]), weight.shape[2:], strict=True)]
+    kernel = pair(weight.shape[2:], spatial_axes(node))
+    total = [d * (k - 1) for d, k in zip(pair(a["dilation"], spatial_axes(node)), kernel, strict=True)]
     before = [t // 2 for t in total]
     return _conv(walk, node, a, (*before, *(t - b for t, b in zip(total, before, strict=True))))
 
 
-@register("convolution.default")
-def _convolution(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    if a["transposed"]:
-        raise Refused("a transposed convolution is not supported", HINTS["conv_transpose2d"])
-    if len(a["stride"]) == 1:
-        raise Refused("a 1-D convolution is not supported", HINTS["conv1d"])
-    return _conv2d(walk, node, a)
+def spatial_axes(node: fx.Node) -> int:
+    """Number of spatial axes of a convolution or pooling, told by the rank of its result."""
+    val = node.meta["val"]
+    return len((val[0] if isinstance(val, list | tuple) else val).shape) - 2
 
 
 def _conv(walk: Walk, node: fx.Node, a: dict[str, Any], pads: Shape) -> Value:
-    name, _ = walk.image(a["input"])
+    name, shape = walk.image(a["input"])
     weight, bias = walk.constant(a["weight"], "weight"), walk.constant(a["bias"], "bias")
     assert weight is not None
+    axes = spatial_axes(node)
     attrs = {
-        "stride": pair(a["stride"]), "pads": tuple(int(p) for p in pads), "dilation": pair(a["dilation"]),
+        "stride": pair(a["stride"], axes), "pads": tuple(int(p) for p in pads), "dilation": pair(a["dilation"], axes),
         "groups": int(a["groups"]),
     }  # fmt: skip
-    return walk.emit(node, "conv2d", (name,), walk.shape_of(node), attrs, (weight, bias))
+    weight = weight if axes == 2 else weight[:, :, None]
+    return walk.emit(node, "conv2d", (name,), conv_shape(shape, weight, attrs), attrs, (weight, bias))
+
+
+def conv_shape(shape: Shape, weight: NDArray[Any], attrs: Mapping[str, Any]) -> Shape:
+    """Output shape of a convolution over (C, H, W)."""
+    top, left, bottom, right = attrs["pads"]
+    sizes = (shape[1] + top + bottom, shape[2] + left + right)
+    rows = zip(sizes, weight.shape[2:], attrs["stride"], attrs["dilation"], strict=True)
+    return (len(weight), *((n - d * (k - 1) - 1) // s + 1 for n, k, s, d in rows))
 
 
 @register("linear.default")
@@ -157,82 +188,41 @@ def _matmul(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
 
 
 def _dense(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any) -> Value:
-    name, _ = walk.flat(x)
-    offset = walk.constant(bias, "bias")
+    """A product over the last axis: a linear layer on (F,), a 1x1 convolution where there are other axes."""
+    value, offset = walk.value(x), walk.constant(bias, "bias")
     if offset is not None:
         offset = np.broadcast_to(offset.reshape(-1), (len(weight),))
-    return walk.emit(node, "linear", (name,), walk.shape_of(node), {}, (weight, offset))
+    shape, last = value.shape, len(value.shape) - 1
+    if size_of(shape) != shape[last]:
+        how = walk.arrangement([value], (last,), image=True)
+        name, image = walk.arranged(value, how)
+        attrs = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
+        out = (len(weight), *image[1:])
+        made = walk.emit(node, "conv2d", (name,), out, attrs, (weight[:, :, None, None], offset))
+        return walk.restored(made, how, (*shape[:last], len(weight)))
+    if not value.view.is_flat:
+        # the columns are permuted instead of the data
+        columns = np.empty_like(weight)
+        columns[:, value.view.index()] = weight
+        weight, value = columns, walk.seen(value.layer, value.node)
+    name = walk.settle(value.reshaped((weight.shape[1],)), (weight.shape[1],))
+    return walk.emit(node, "linear", (name,), (len(weight),), {}, (weight, offset))
 
 
 @register("_native_batch_norm_legit_no_training.default", "batch_norm.default")
 def _batch_norm(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
     if a.get("training", False):
         raise Refused("batch statistics (training mode) are not supported", HINTS["batch_norm"])
-    name, shape = walk.read(a["input"])
     mean, var = walk.constant(a["running_mean"], "mean"), walk.constant(a["running_var"], "variance")
     weight, bias = walk.constant(a["weight"], "weight"), walk.constant(a["bias"], "bias")
     if mean is None or var is None:
         raise Refused("it has no running statistics", HINTS["batch_norm"])
     gain = (1.0 if weight is None else weight) / np.sqrt(var + a["eps"])
     shift = (0.0 if bias is None else bias) - mean * gain
-    if len(shape) == 3:
-        attrs = {"stride": (1, 1), "pads": (0, 0, 0, 0), "dilation": (1, 1), "groups": shape[0]}
-        value = walk.emit(node, "conv2d", (name,), shape, attrs)
-    else:
-        value = walk.emit(node, "linear", (name,), shape)
-    walk.norms[value.layer] = (gain, shift)
-    return value
-
-
-# ----------------------------------------------------------------------------------------------- elementwise
-@register("relu.default")
-def _relu(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    name, shape = walk.read(a["self"])
-    return walk.emit(node, "relu", (name,), shape)
-
-
-@register("relu6.default")
-def _relu6(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    return _clip(walk, node, {**a, "min": 0, "max": 6})
-
-
-@register("hardtanh.default")
-def _hardtanh(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    return _clip(walk, node, {**a, "min": a["min_val"], "max": a["max_val"]})
-
-
-@register("clamp.default")
-def _clip(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    low, high = a["min"], a["max"]
-    name, shape = walk.read(a["self"])
-    if low == 0 and high is None:
-        return walk.emit(node, "relu", (name,), shape)
-    if low is None or high is None or not low < high:
-        raise Refused(f"limits {low}..{high} are not supported", "give both limits, or clamp(min=0) for ReLU")
-    return walk.emit(node, "clip", (name,), shape, {"low": float(low), "high": float(high)})
-
-
-@register("clamp_min.default")
-def _clamp_min(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    return _clip(walk, node, {**a, "max": None})
-
-
-@register("add.Tensor")
-def _add(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    if a["alpha"] != 1:
-        raise Refused(f"alpha={a['alpha']} is not supported; it must be 1")
-    (left, shape), (right, other) = walk.read(a["self"]), walk.read(a["other"])
-    if shape != other:
-        raise Refused(f"adds {shape} and {other}; both must have the same shape")
-    return walk.emit(node, "add", (left, right), shape)
-
-
-@register("softmax.int", "_softmax.default")
-def _softmax(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    name, shape = walk.flat(a["self"])
-    if a["dim"] not in (-1, 1):
-        raise Refused(f"softmax over axis {a['dim']} is not supported; it must be the last")
-    return walk.emit(node, "softmax", (name,), shape)
+    value = walk.value(a["input"])
+    how = walk.arrangement([value], (0,))
+    name, _ = walk.arranged(value, how)
+    return walk.restored(walk.affine(node, name, gain, shift), how, value.shape)
 
 
 # -------------------------------------------------------------------------------------------- no layer of their own
@@ -251,9 +241,14 @@ def _dropout(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
     return walk.value(a["input"])
 
 
-@register(
-    "view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "squeeze.default", "squeeze.dim",
-    "squeeze.dims", "unsqueeze.default", "unflatten.int",
-)  # fmt: skip
-def _view(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    return Value(walk.value(node.args[0]).layer, walk.shape_of(node), node)
+@register("xdeploy.fallback.default")
+def _fallback(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
+    """A part that stays in float, as an ONNX model; front ends enter it where the recipe allows it by name."""
+    tensor, model, ops = (*a.values(),)[:3]
+    value = walk.value(tensor)
+    if len(value.shape) not in (1, 3):
+        raise Refused(f"reads {value.shape} per sample; a part in float works on (C, H, W) or (F,)")
+    name, out = walk.settle(value, value.shape), walk.shape_of(node)
+    if len(out) not in (1, 3):
+        raise Refused(f"gives {out} per sample; a part in float works on (C, H, W) or (F,)")
+    return walk.emit(node, "fallback", (name,), out, {"onnx": str(model), "ops": tuple(str(ops).split(","))})

@@ -1,13 +1,16 @@
-"""Handlers of the ATen operations that pool, pad, slice and join images (see `aten`)."""
+"""Handlers of the ATen operations that pool and reduce (see `aten`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import fx
 
-from xdeploy.model.aten import pair, register
-from xdeploy.model.walk import Refused, Shape, Value, Walk
+from xdeploy.model.aten import pair, register, spatial_axes
+from xdeploy.model.aten_pointwise import scaled
+from xdeploy.model.views import Shape, size_of
+from xdeploy.model.walk import Refused, Value, Walk
 
 
 # --------------------------------------------------------------------------------------------------- pooling
@@ -18,32 +21,44 @@ def _excess(size: Shape, out: Shape, kernel: Shape, stride: Shape, pad: Shape) -
     return bottom, right
 
 
-@register("max_pool2d.default", "max_pool2d_with_indices.default")
-def _max_pool(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    name, shape = walk.image(a["self"])
-    kernel, pad = pair(a["kernel_size"]), pair(a["padding"])
-    stride = pair(a["stride"]) if a["stride"] else kernel
-    if pair(a["dilation"]) != (1, 1):
-        raise Refused(f"dilation {pair(a['dilation'])} in pooling is not supported")
-    out = _pooled_shape(walk, node)
-    attrs = {"kernel": kernel, "stride": stride, "pads": (*pad, *_excess(shape[1:], out[1:], kernel, stride, pad))}
-    return walk.emit(node, "max_pool2d", (name,), out, attrs)
+def _windows(node: fx.Node, a: dict[str, Any]) -> tuple[Shape, Shape, Shape]:
+    """Kernel, stride and padding of a pooling as pairs."""
+    axes = spatial_axes(node)
+    kernel = pair(a["kernel_size"], axes)
+    return kernel, pair(a["stride"], axes) if a["stride"] else kernel, pair(a["padding"], axes, unit=0)
 
 
-def _pooled_shape(walk: Walk, node: fx.Node) -> Shape:
-    """Output shape, also of operations that give (values, indices)."""
+def _pooled(node: fx.Node) -> Shape:
+    """Output shape as (C, H, W), also of operations that give (values, indices)."""
     val = node.meta["val"]
-    return tuple(int(d) for d in val[0].shape[1:]) if isinstance(val, list | tuple) else walk.shape_of(node)
+    shape = (val[0] if isinstance(val, list | tuple) else val).shape[1:]
+    return (int(shape[0]), *pair([int(d) for d in shape[1:]], spatial_axes(node)))
 
 
-@register("avg_pool2d.default")
+@register(
+    "max_pool2d.default", "max_pool2d_with_indices.default", "max_pool1d.default", "max_pool1d_with_indices.default"
+)
+def _max_pool(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
+    kernel, stride, pad = _windows(node, a)
+    if set(pair(a["dilation"])) != {1}:
+        raise Refused(f"dilation {pair(a['dilation'])} in pooling is not supported", "dilation=1", attribute="dilation")
+    value, extra = walk.low_pads.get(a["self"], (None, (0, 0, 0, 0)))
+    name, shape = walk.image(value or a["self"])
+    top, left, bottom, right = extra
+    padded = (shape[1] + top + bottom, shape[2] + left + right)
+    out = _pooled(node)
+    after = _excess(padded, out[1:], kernel, stride, pad)
+    pads = (top + pad[0], left + pad[1], bottom + after[0], right + after[1])
+    return walk.emit(node, "max_pool2d", (name,), out, {"kernel": kernel, "stride": stride, "pads": pads})
+
+
+@register("avg_pool2d.default", "avg_pool1d.default")
 def _avg_pool(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    if a["divisor_override"] is not None:
-        raise Refused("divisor_override is not supported")
+    if a.get("divisor_override") is not None:
+        raise Refused("divisor_override is not supported", "multiply by a constant", attribute="divisor_override")
     name, shape = walk.image(a["self"])
-    kernel, pad = pair(a["kernel_size"]), pair(a["padding"])
-    stride = pair(a["stride"]) if a["stride"] else kernel
-    out = walk.shape_of(node)
+    kernel, stride, pad = _windows(node, a)
+    out = _pooled(node)
     excess = _excess(shape[1:], out[1:], kernel, stride, pad)
     include = bool(a["count_include_pad"]) and any(pad)
     if include and excess != pad:
@@ -55,105 +70,87 @@ def _avg_pool(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
     return walk.emit(node, "avg_pool2d", (name,), out, attrs)
 
 
-def _adaptive(walk: Walk, node: fx.Node, source: Any, size: Any, kind: str) -> Value:
-    name, shape = walk.image(source)
-    out = pair(size)
-    if shape[1] % out[0] or shape[2] % out[1]:
-        raise Refused(
-            f"adaptive pooling from {shape[1]}x{shape[2]} to {out[0]}x{out[1]} is not supported; sizes must divide",
-            "use a fixed kernel, or an output size that divides the input's",
-        )
-    kernel = (shape[1] // out[0], shape[2] // out[1])
+def _whole(walk: Walk, node: fx.Node, kind: str, name: str, shape: Shape, kernel: Shape) -> Value:
+    """Pooling without overlap or rest."""
     attrs: dict[str, Any] = {"kernel": kernel, "stride": kernel, "pads": (0, 0, 0, 0)}
     if kind == "avg_pool2d":
         attrs["include_pad"] = False
-    return walk.emit(node, kind, (name,), (shape[0], *out), attrs)
+    return walk.emit(node, kind, (name,), (shape[0], shape[1] // kernel[0], shape[2] // kernel[1]), attrs)
 
 
-@register("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default")
-def _adaptive_avg(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    return _adaptive(walk, node, a["self"], a["output_size"], "avg_pool2d")
-
-
-@register("adaptive_max_pool2d.default")
-def _adaptive_max(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    return _adaptive(walk, node, a["self"], a["output_size"], "max_pool2d")
-
-
-@register("mean.dim", "amax.default")
-def _global_pool(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    what = "mean" if "mean" in str(node.target) else "maximum"
-    source = walk.value(a["self"])
-    axes = sorted(d % (len(source.shape) + 1) for d in a["dim"] or ())
-    if axes != [2, 3] or len(source.shape) != 3:
-        raise Refused(f"a {what} over axes {list(a['dim'] or ())} is not supported; height and width (2, 3) are")
-    pooled = _adaptive(walk, node, a["self"], (1, 1), "avg_pool2d" if what == "mean" else "max_pool2d")
-    return Value(pooled.layer, walk.shape_of(node), node)
-
-
-# ----------------------------------------------------------------------------------------- padding and slices
-@register("pad.default", "constant_pad_nd.default")
-def _pad(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    if a.get("mode", "constant") != "constant" or a["value"] not in (None, 0):
+@register(
+    "adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default", "adaptive_max_pool2d.default",
+    "adaptive_avg_pool1d.default", "adaptive_max_pool1d.default",
+)  # fmt: skip
+def _adaptive(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
+    name, shape = walk.image(a["self"])
+    out = _pooled(node)[1:]
+    if shape[1] % out[0] or shape[2] % out[1]:
         raise Refused(
-            f"padding with mode {a.get('mode', 'constant')!r} and value {a['value']} is not supported", "pad with zeros"
-        )
-    name, _ = walk.image(a["self"])
-    widths = [int(w) for w in a["pad"]] + [0] * (8 - len(a["pad"]))
-    if min(widths) < 0:
-        raise Refused("negative padding is not supported", "slice instead")
-    left, right, top, bottom, before, after, *batch = widths
-    if any(batch):
-        raise Refused("pads the batch")
-    if not any(widths):
-        return walk.value(a["self"])
-    attrs = {"pads": (top, left, bottom, right), "channels": (before, after)}
-    return walk.emit(node, "pad", (name,), walk.shape_of(node), attrs)
+            f"adaptive pooling from {shape[1]}x{shape[2]} to {out[0]}x{out[1]} is not supported; sizes must divide",
+            "use a fixed kernel, or an output size that divides the input's", attribute="output_size",
+        )  # fmt: skip
+    kind = "max_pool2d" if "max" in str(node.target) else "avg_pool2d"
+    return _whole(walk, node, kind, name, shape, (shape[1] // out[0], shape[2] // out[1]))
 
 
-@register("slice.Tensor")
-def _slice(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    source = walk.value(a["self"])
-    axis = a["dim"] % (len(source.shape) + 1) - 1
-    if walk.shape_of(node) == source.shape and a["step"] == 1:
-        return source
-    name, shape = walk.image(a["self"])
-    if axis < 0:
-        raise Refused("slices the batch")
-    start, stop, step = slice(a["start"], a["end"], a["step"]).indices(shape[axis])
-    return _cut(walk, node, name, shape, axis, (start, stop, step))
+# ------------------------------------------------------------------------------------------------- reductions
+@register("mean.dim", "amax.default", "amin.default", "sum.dim_IntList", "max.dim", "min.dim")
+def _reduce(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value | tuple[Value, ...]:
+    value, dims = walk.value(a["self"]), a["dim"]
+    dims = [dims] if isinstance(dims, int) else list(dims or range(len(value.shape) + 1))
+    axes = tuple(sorted(walk.axis(d, value.shape) for d in dims))
+    kind = str(node.target).split(".")[1]
+    if kind in ("min", "amin"):
+        value = scaled(walk, node, value, -1.0)  # the smallest is the largest of the negated
+    made = _reduced(walk, node, value, axes, "avg_pool2d" if kind in ("mean", "sum") else "max_pool2d")
+    if kind in ("min", "amin"):
+        made = scaled(walk, node, made, -1.0)
+    if kind == "sum":
+        made = scaled(walk, node, made, float(size_of([value.shape[i] for i in axes])))
+    if kind in ("max", "min"):
+        made = made.reshaped(tuple(int(d) for d in node.meta["val"][0].shape[1:]))
+        return (made,)  # the indices, where somebody reads them, are refused
+    return made
 
 
-def _cut(walk: Walk, node: fx.Node, name: str, shape: Shape, axis: int, cut: tuple[int, int, int]) -> Value:
-    cuts = [(0, n, 1) for n in shape]
-    cuts[axis] = cut
-    starts, stops, steps = (tuple(int(v) for v in column) for column in zip(*cuts, strict=True))
-    out = tuple(len(range(*c)) for c in cuts)
-    return walk.emit(node, "slice", (name,), out, {"starts": starts, "stops": stops, "steps": steps})
+def _reduced(walk: Walk, node: fx.Node, value: Value, axes: Shape, kind: str) -> Value:
+    """One pooling over the axes; they stay with size 1."""
+    dims = tuple(1 if i in axes else n for i, n in enumerate(value.shape))
+    kept = tuple(i for i in range(len(dims)) if i not in axes)
+    channels = walk.channels(value)
+    how = walk.arrangement([value], channels, image=True)
+    kernel = _kernel(value.shape, how.order[how.channels :], how.spatial, axes) if set(channels) <= set(kept) else None
+    if kernel is None:
+        how = walk.arrangement([value], kept, image=True)
+        kernel = how.spatial
+    name, shape = walk.arranged(value, how)
+    return walk.restored(_whole(walk, node, kind, name, shape, kernel), how, dims)
 
 
-@register("split.Tensor", "split_with_sizes.default", "chunk.default")
-def _split(walk: Walk, node: fx.Node, a: dict[str, Any]) -> tuple[Value, ...]:
-    name, shape = walk.image(a["self"])
-    axis = a["dim"] % (len(shape) + 1) - 1
-    if axis < 0:
-        raise Refused("splits the batch")
-    sizes = [int(part.shape[axis + 1]) for part in node.meta["val"]]
-    used = {u.args[1] for u in node.users}
-    parts, start = [], 0
-    for i, size in enumerate(sizes):
-        # a part nobody reads gets no layer
-        cut = _cut(walk, node, name, shape, axis, (start, start + size, 1)) if i in used else Value(name, shape, node)
-        parts.append(cut)
-        start += size
-    return tuple(parts)
+def _kernel(dims: Shape, rest: Shape, spatial: Shape, axes: Shape) -> Shape | None:
+    """The pooling kernel where the axes are the whole height, the whole width or both."""
+    ends = np.cumprod([1, *(dims[i] for i in rest)])
+    split = next((k for k, end in enumerate(ends) if end == spatial[0]), None)
+    if split is None:
+        return None
+    kernel = []
+    for part, size in ((rest[:split], spatial[0]), (rest[split:], spatial[1])):
+        inside = [i in axes for i in part if dims[i] > 1]
+        if any(inside) and not all(inside):
+            return None
+        kernel.append(size if any(inside) else 1)
+    return tuple(kernel)
 
 
-@register("cat.default")
-def _cat(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
-    read = [walk.read(t) for t in a["tensors"]]
-    if len(read) == 1:
-        return walk.value(a["tensors"][0])
-    if a["dim"] % (len(read[0][1]) + 1) != 1:
-        raise Refused(f"cat over axis {a['dim']} is not supported; channels (1) are")
-    return walk.emit(node, "concat", tuple(name for name, _ in read), walk.shape_of(node))
+@register("softmax.int", "_softmax.default")
+def _softmax(walk: Walk, node: fx.Node, a: dict[str, Any]) -> Value:
+    value = walk.value(a["self"])
+    axis = walk.axis(a["dim"], value.shape)
+    if size_of(value.shape) != value.shape[axis]:
+        raise Refused(
+            f"softmax over axis {a['dim']} of {value.shape} per sample is not supported; it is on (F,)",
+            "leave it out: the largest score stays the largest", attribute="dim",
+        )  # fmt: skip
+    name, shape = walk.flat(value)
+    return walk.emit(node, "softmax", (name,), shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xdeploy.errors import UsageError
+from xdeploy.handover import laid_out
 from xdeploy.model.bars import Progress
 from xdeploy.model.images import MAX_TOTAL, decode, list_folder, list_zip
 
@@ -50,6 +51,14 @@ class DataSet:
         """Shape of one sample as the model takes it: (C, H, W) or (F,)."""
         s = self.samples.shape[1:]
         return (s[2], s[0], s[1]) if self.samples.dtype == np.uint8 else tuple(s)
+
+    def fitted(self, shape: tuple[int, ...]) -> DataSet:
+        """The same data laid out as a network of this input shape takes it, (C, H, W) or (F,), as far as it fits."""
+        found = None if self.shape == shape or self.samples.dtype == np.uint8 else laid_out(self.samples, shape)
+        if found is None:
+            return self
+        found = np.ascontiguousarray(found)
+        return replace(self, samples=found, fingerprint=fingerprint(found, self.labels, self.classes))
 
     def inputs(self, raw: NDArray[Any]) -> Tensor:
         """Model inputs, float32 (N, C, H, W) or (N, F), of raw samples."""
@@ -99,18 +108,22 @@ def load_data(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
     channels: int | None = None,
+    shape: tuple[int, ...] | None = None,
     progress: Progress | None = None,
 ) -> DataSet:
     """Read a folder or zip of class folders (jpg, png, bmp), or an npz with `x` and `y`.
 
     Classes are numbered in alphabetical order. An npz holds float32 x as the model takes it, used as it is, or uint8
-    images (N, H, W, C) or (N, H, W), and integer y; `classes` may hold their names. mean and std apply to images.
+    images (N, H, W, C) or (N, H, W), and integer y; `classes` may hold their names. mean and std apply to images:
+    pixels are 0..1 before them, so a model that takes 0..255 wants mean 0 and std 0.00392156862745098 (1 / 255).
 
     Args:
         path: folder, .zip or .npz.
         mean: per channel, of pixels in 0..1.
         std: per channel, > 0.
         channels: 1 or 3 to decode images to grey or RGB; None: grey if all files are.
+        shape: of the model's input, (C, H, W) or (F,), to lay an npz's x out by (see `handover.laid_out`); None: as it
+            is.
         progress: told about decoding of more than 2000 images.
 
     Raises:
@@ -122,7 +135,7 @@ def load_data(
         files = list_folder(path)
         return _image_set(path, decode(files, str(path), channels, progress), files.labels, files.classes, mean, std)
     if path.suffix.lower() == ".npz":
-        return _from_npz(path, mean, std)
+        return _from_npz(path, mean, std, shape)
     if path.suffix.lower() != ".zip":
         raise UsageError(f"data {path} is not supported", hint="give a folder or .zip of class folders, or a .npz")
     try:
@@ -182,7 +195,7 @@ def fingerprint(samples: NDArray[Any], labels: Int64, classes: tuple[str, ...]) 
 
 
 # ------------------------------------------------------------------------------------------------------- npz
-def _from_npz(path: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> DataSet:
+def _from_npz(path: Path, mean: tuple[float, ...], std: tuple[float, ...], shape: tuple[int, ...] | None) -> DataSet:
     arrays = _read_arrays(path)
     x = _one_of(path, arrays, _X)
     labels = _labels(path, _one_of(path, arrays, _Y), len(x) if x.ndim else 0)
@@ -194,20 +207,39 @@ def _from_npz(path: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> Da
     if len(classes) < 2:
         raise UsageError(f"{path} holds one class only; at least two are needed")
     if x.dtype == np.uint8:
-        if x.ndim == 3:
-            x = x[..., None]
-        if x.ndim != 4 or x.shape[3] > 4:
-            raise UsageError(f"{path}: uint8 x has shape {x.shape}; expected (N, H, W) or (N, H, W, C) with C <= 4")
-        return _image_set(path, x, labels, classes, mean, std, named)
-    if x.dtype.kind != "f" or x.ndim not in (2, 4):
+        return _image_set(path, _pixels(path, x, shape), labels, classes, mean, std, named)
+    if x.dtype.kind == "f" and shape is not None:
+        x = _floats(path, x, shape)
+    elif x.dtype.kind != "f" or x.ndim not in (2, 3, 4):
         raise UsageError(
-            f"{path}: x is {x.dtype} {x.shape}; expected float (N, C, H, W) or (N, F), or uint8 (N, H, W, C)"
+            f"{path}: x is {x.dtype} {x.shape}; expected float (N, C, H, W), (N, C, L) or (N, F), or uint8 (N, H, W, C)"
         )
     x = x.astype(np.float32, copy=False)
     if not np.isfinite(x).all():
         first = int(np.argwhere(~np.isfinite(x))[0][0])
         raise UsageError(f"{path}: x holds NaN or infinity, first in sample {first}")
     return DataSet(x, labels, classes, named, (), (), fingerprint(x, labels, classes), str(path))
+
+
+def _pixels(path: Path, x: NDArray[Any], shape: tuple[int, ...] | None) -> NDArray[Any]:
+    """Images as (N, H, W, C)."""
+    if shape is not None and len(shape) == 3 and x.shape[1:] == shape and x.shape[3] > 4:
+        x = np.moveaxis(x, 1, -1)  # channels first, as the model has them
+    x = x[..., None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[3] > 4:
+        raise UsageError(f"{path}: uint8 x has shape {x.shape}; expected (N, H, W) or (N, H, W, C) with C <= 4")
+    return np.ascontiguousarray(x)
+
+
+def _floats(path: Path, x: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Samples as the model takes them."""
+    found = laid_out(x, shape)
+    if found is None:
+        raise UsageError(
+            f"{path}: x holds samples of {x.shape[1:]}, but the model takes {shape}",
+            hint="scale the samples to the model's input size, or export the model for this size",
+        )
+    return np.ascontiguousarray(found)
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -51,8 +51,8 @@ def declared_input(module: nn.Module) -> Declared:
         mean, std = (tuple(float(v) for v in value.get(k, ())) for k in ("mean", "std"))
     except (TypeError, ValueError) as error:
         raise UsageError(f"xdeploy_input = {value!r} is not usable: {error}") from None
-    if shape is not None and (len(shape) not in (1, 3) or min(shape) < 1):
-        raise UsageError(f"xdeploy_input: shape must be (C, H, W) or (F,), got {shape}")
+    if shape is not None and (len(shape) not in (1, 2, 3) or min(shape) < 1):
+        raise UsageError(f"xdeploy_input: shape must be (C, H, W), (C, L) or (F,), got {shape}")
     return Declared(shape, mean, std)
 
 

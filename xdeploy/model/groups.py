@@ -1,8 +1,12 @@
 """Which output channels can only go together, and their physical removal.
 
 Every channel of every layer is followed back to where it was made: (maker, index), a maker being a convolution, a
-linear layer or the input. A residual add couples its makers, a depthwise convolution follows its input, a concatenation
-lines its inputs' channels up, a flattening repeats each channel H * W times.
+linear layer or the input. A sum, difference or product couples its makers, a depthwise convolution follows its input,
+a concatenation lines its inputs' channels up, a flattening repeats each channel H * W times.
+
+Removing a channel means what setting its weights and bias to zero means, exactly. So a channel must still be zero where
+somebody reads it: a sigmoid makes 1/2 of it, which blocks its removal, unless a product with another channel that
+goes as well (a squeeze-and-excitation gate) makes zero of it again.
 """
 
 from __future__ import annotations
@@ -51,6 +55,8 @@ class _Flow:
     parent: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)  # maker -> reason
     followers: dict[str, str] = field(default_factory=dict)  # depthwise layer -> maker
+    # layer -> per channel: who gives something else than zero where the channel's maker gives zeros, "" for nobody
+    lifted: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def root(self, maker: str) -> str:
         while self.parent[maker] != maker:
@@ -64,6 +70,12 @@ class _Flow:
     def make(self, name: str, count: int) -> tuple[Channel, ...]:
         self.parent[name] = name
         return tuple((name, i) for i in range(count))
+
+    def make_blocked(self, layer: Layer, reason: str) -> tuple[Channel, ...]:
+        """Channels made anew by a layer without weights, which must stay whole."""
+        made = self.make(layer.name, layer.shape[0])
+        self.block(made, reason)
+        return made
 
 
 def is_depthwise(network: Network, layer: Layer) -> bool:
@@ -106,9 +118,12 @@ def _follow(network: Network) -> _Flow:
     flow = _Flow()
     for layer in network.layers:
         read = [flow.channels[i] for i in layer.inputs]
+        flow.lifted[layer.name] = _lifted(network, flow, layer)
         if layer.kind == "input":
-            made = flow.make(layer.name, layer.shape[0])
-            flow.block(made, "these are the network's input channels")
+            made = flow.make_blocked(layer, "these are the network's input channels")
+        elif layer.kind == "fallback":
+            flow.block(read[0], f"{layer.name} is a part in float, which stays as it is")
+            made = flow.make_blocked(layer, f"{layer.name} is a part in float, which stays as it is")
         elif layer.kind in WEIGHTED:
             made = _weighted(network, flow, layer, read[0])
         else:
@@ -126,6 +141,9 @@ def _weighted(network: Network, flow: _Flow, layer: Layer, read: tuple[Channel, 
             flow.followers[layer.name] = next(iter(makers))
             return read
         flow.block(read, f"{layer.name} is a depthwise convolution over joined or shifted channels")
+    for channel, at in zip(read, flow.lifted[layer.inputs[0]], strict=True):
+        if at:
+            flow.block([channel], f"{at} gives something else than 0 at 0, which {layer.name} reads")
     made = flow.make(layer.name, layer.shape[0])
     if layer.attrs.get("groups", 1) > 1:
         reason = f"{layer.name} is a convolution in {layer.attrs['groups']} groups of channels"
@@ -136,14 +154,17 @@ def _weighted(network: Network, flow: _Flow, layer: Layer, read: tuple[Channel, 
 
 def _passed(network: Network, flow: _Flow, layer: Layer, read: list[tuple[Channel, ...]]) -> tuple[Channel, ...]:
     first = read[0]
-    if layer.kind == "add":
+    if layer.kind in ("add", "sub", "mul"):
         _couple(flow, layer, first, read[1])
         return tuple(a if a is not None else b for a, b in zip(first, read[1], strict=True))
     if layer.kind == "concat":
         return tuple(c for part in read for c in part)
-    if layer.kind == "flatten":
-        shape = network[layer.inputs[0]].shape
-        return tuple(c for c in first for _ in range(int(np.prod(shape[1:]))))
+    if layer.kind in ("flatten", "rearrange"):
+        source = _sources(network, layer)
+        if source is None:
+            flow.block(first, f"{layer.name} mixes channels and pixels")
+            return flow.make_blocked(layer, f"{layer.name} mixes channels and pixels")
+        return tuple(first[i] for i in source)
     if layer.kind == "pad" and any(layer.attrs["channels"]):
         flow.block(first, f"{layer.name} pads channels, which shifts the ones before it")
         before, after = layer.attrs["channels"]
@@ -158,13 +179,62 @@ def _passed(network: Network, flow: _Flow, layer: Layer, read: list[tuple[Channe
     return first
 
 
+def _sources(network: Network, layer: Layer) -> tuple[int, ...] | None:
+    """The input channel that each output channel (or feature) of a flatten or rearrange layer is; None if mixed.
+
+    A rearrangement can lose channels only where it keeps them as its first axis, in and out, or gives features.
+    """
+    shape = network[layer.inputs[0]].shape
+    pixels = int(np.prod(shape[1:]))
+    if layer.kind == "flatten":
+        return tuple(c for c in range(shape[0]) for _ in range(pixels))
+    view, perm = layer.attrs["view"], layer.attrs["perm"]
+    if view[0] != shape[0] or (len(layer.shape) > 1 and (perm[0] != 0 or layer.shape[0] != shape[0])):
+        return None
+    origin = np.repeat(np.arange(shape[0]), pixels).reshape(view).transpose(perm)
+    return tuple(int(c) for c in origin.reshape(layer.shape[0], -1)[:, 0])
+
+
+def _lifted(network: Network, flow: _Flow, layer: Layer) -> tuple[str, ...]:
+    """Per output channel, who gives something else than zero where its maker gives zeros; empty for nobody."""
+    read = [flow.lifted[i] for i in layer.inputs]
+    if layer.kind in ("input", "fallback", *WEIGHTED):
+        return ("",) * layer.shape[0]
+    if layer.kind in ("add", "sub"):
+        return tuple(a or b for a, b in zip(*read, strict=True))
+    if layer.kind == "mul":
+        return tuple(a and b for a, b in zip(*read, strict=True))
+    if layer.kind == "concat":
+        return tuple(at for part in read for at in part)
+    if layer.kind == "pad":
+        before, after = layer.attrs["channels"]
+        return (*[""] * before, *read[0], *[""] * after)
+    if layer.kind == "slice":
+        return read[0][layer.attrs["starts"][0] : layer.attrs["stops"][0] : layer.attrs["steps"][0]]
+    if layer.kind in ("flatten", "rearrange"):
+        source = _sources(network, layer)
+        return ("",) * layer.shape[0] if source is None else tuple(read[0][i] for i in source)
+    what = f"{layer.name} ({layer.attrs.get('function', layer.kind)})"
+    return tuple(at or what for at in read[0]) if _of_zero(layer) else read[0]
+
+
+def _of_zero(layer: Layer) -> bool:
+    """Whether a layer gives something else than 0 at 0."""
+    a = layer.attrs
+    if layer.kind == "clip":
+        return not a["low"] <= 0 <= a["high"]
+    if layer.kind != "function":
+        return False
+    return a["function"] in ("sigmoid", "softplus") or (a["function"] == "hard_sigmoid" and a["beta"] > 0)
+
+
 def _couple(flow: _Flow, layer: Layer, left: tuple[Channel, ...], right: tuple[Channel, ...]) -> None:
     shifted = any(a is None or b is None or a[1] != b[1] for a, b in zip(left, right, strict=True))
     for a, b in zip(left, right, strict=True):
         if a is not None and b is not None:
             flow.parent[flow.root(b[0])] = flow.root(a[0])
     if shifted:
-        reason = f"{layer.name} adds channels of different positions"
+        reason = f"{layer.name} combines channels of different positions"
         flow.block(left, reason)
         flow.block(right, reason)
 
@@ -244,6 +314,9 @@ def _cut_layer(network: Network, layer: Layer, left: Mapping[str, NDArray[np.boo
         size = int(left[layer.inputs[0]].sum())
         full = layer.shape[0] == network[layer.inputs[0]].shape[0]
         attrs["stops"] = (size if full else attrs["stops"][0], *attrs["stops"][1:])
+    if layer.kind == "rearrange" and attrs["view"][0] == network[layer.inputs[0]].shape[0]:
+        # where channels can go, they are the first axis of the view
+        attrs["view"] = (int(left[layer.inputs[0]].sum()), *attrs["view"][1:])
     return replace(layer, shape=(count, *layer.shape[1:]), attrs=attrs)
 
 

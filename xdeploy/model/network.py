@@ -9,6 +9,7 @@ is the module's qualified name in the user's model: its origin everywhere later.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -146,11 +147,19 @@ class Network:
 
     def to_json(self) -> str:
         """The layers (not the parameters) as JSON text."""
+
+        def plain(value: Any) -> Any:
+            """JSON has no infinity, which a clip without one of its limits carries."""
+            return str(value) if isinstance(value, float) and math.isinf(value) else value
+
         rows = [
-            {"name": x.name, "kind": x.kind, "inputs": x.inputs, "shape": x.shape, "attrs": dict(x.attrs)}
+            {
+                "name": x.name, "kind": x.kind, "inputs": x.inputs, "shape": x.shape,
+                "attrs": {k: plain(v) for k, v in x.attrs.items()},
+            }
             for x in self.layers
-        ]
-        return json.dumps({"schema": "xdeploy.network/1", "layers": rows}, indent=1)
+        ]  # fmt: skip
+        return json.dumps({"schema": "xdeploy.network/1", "layers": rows}, indent=1, allow_nan=False)
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """The parameters as one flat `layer:param` -> array table (for safetensors)."""
@@ -161,6 +170,8 @@ class Network:
         """Invert `to_json` and `tensors`."""
 
         def tuples(value: Any) -> Any:
+            if value in ("inf", "-inf"):
+                return float(value)
             return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
         layers = tuple(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,9 +159,11 @@ class SourceModel:
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{folder / 'source.safetensors'}: {error}") from None
         network = Network.load(json.dumps({"layers": head["layers"]}), tensors)
-        train, test = _load_again(head["data"], IoSpec.from_dict(head["io"]))
+        io = IoSpec.from_dict(head["io"])
+        train, test = _load_again(head["data"], io)
         options = DataOptions(validation=head["data"]["validation_share"])
-        return assemble(head["model"]["name"], network, train, test, options, head["data"]["seed"])
+        ports = (io.input_name, io.output_name)
+        return assemble(head["model"]["name"], network, train, test, options, head["data"]["seed"], ports)
 
 
 def _absolute(data: DataSet) -> str:
@@ -177,6 +179,7 @@ def load_source(
     options: DataOptions,
     seed: int,
     progress: Progress | None = None,
+    fallback: Collection[str] = (),
 ) -> SourceModel:
     """Read and check the user's model and data; without a model, the bundled demo.
 
@@ -192,7 +195,7 @@ def load_source(
         if weights or data or test_data:
             raise UsageError("--weights and --data need a MODEL", hint="without MODEL the bundled demo is built")
         return demo_source(seed, validation=options.validation, progress=progress)
-    given = front_end(model, weights)
+    given = front_end(model, weights, fallback)
     if data is None:
         raise UsageError(
             f"{given.where} needs samples to be scored, calibrated and tested", hint="give --data FOLDER, .zip or .npz"
@@ -201,8 +204,9 @@ def load_source(
     network = given.network(None) if declared.shape or given.program else None
     train = _read(data, given, network, options, progress)
     network = network or given.network(train.shape)
+    train = train.fitted(network.input.shape)
     test = _read(test_data, given, network, options, progress) if test_data else None
-    return assemble(given.name, network, train, test, options, seed)
+    return assemble(given.name, network, train, test, options, seed, given.ports)
 
 
 def _read(
@@ -212,7 +216,7 @@ def _read(
     shape = network.input.shape if network else given.declared.shape
     normal: Declared | DataOptions = options if options.mean or options.std else given.declared
     channels = shape[0] if shape and len(shape) == 3 else None
-    found = load_data(path, mean=normal.mean, std=normal.std, channels=channels, progress=progress)
+    found = load_data(path, mean=normal.mean, std=normal.std, channels=channels, shape=shape, progress=progress)
     if shape and found.shape != shape:
         raise UsageError(
             f"{given.where} takes samples of {shape}, but those of {path} are {found.shape}",
@@ -222,9 +226,15 @@ def _read(
 
 
 def assemble(
-    name: str, network: Network, train: DataSet, test: DataSet | None, options: DataOptions, seed: int
+    name: str,
+    network: Network,
+    train: DataSet,
+    test: DataSet | None,
+    options: DataOptions,
+    seed: int,
+    ports: tuple[str, str] | None = None,
 ) -> SourceModel:
-    """Check data against network and split it."""
+    """Check data against network and split it; `ports` name input and output, without them the layers do."""
     outputs = network.output.shape
     if len(outputs) != 1:
         raise UnsupportedError(f"{name} gives {outputs} per sample; one score per class (F,) is supported")
@@ -236,9 +246,8 @@ def assemble(
         check_classes(test, outputs[0])
     parts = _split(train, test, options.validation, seed)
     labels = train.classes if len(train.classes) == outputs[0] else tuple(map(str, range(outputs[0])))
-    io = IoSpec(
-        network.input.name, network.input.shape, network.output.name, outputs, train.mean, train.std, labels
-    )  # fmt: skip
+    first, last = ports or (network.input.name, network.output.name)
+    io = IoSpec(first, network.input.shape, last, outputs, train.mean, train.std, labels)
     return SourceModel(
         name, network, io, train, parts["train"], parts["validation"], test or train, parts["test"],
         _words(train, test, len(parts["test"])), options.validation, seed,
@@ -284,7 +293,8 @@ def _load_again(data: Mapping[str, Any], io: IoSpec) -> tuple[DataSet, DataSet |
         if data[key] is None:
             found.append(None)
             continue
-        part = load_data(Path(data[key]), mean=tuple(data["mean"]), std=tuple(data["std"]), channels=channels)
+        mean, std = tuple(data["mean"]), tuple(data["std"])
+        part = load_data(Path(data[key]), mean=mean, std=std, channels=channels, shape=io.input_shape)
         if part.fingerprint != data[mark]:
             raise UsageError(f"data {data[key]} has changed since the run began", hint="run the build again")
         found.append(part)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from xdeploy.model.fallback import FallbackPart
 from xdeploy.model.network import Layer, Network
 
 
@@ -219,7 +220,7 @@ def _build(layer: Layer, network: Network) -> nn.Module:
     simple: dict[str, Callable[..., nn.Module]] = {
         "relu": nn.ReLU, "add": Add, "concat": Concat, "flatten": nn.Flatten, "softmax": lambda: nn.Softmax(dim=-1),
         "clip": Clip, "max_pool2d": MaxPool, "pad": Pad, "slice": Slice,
-        "sub": Sub, "mul": Mul, "function": Function, "resize": Resize,
+        "fallback": FallbackPart, "sub": Sub, "mul": Mul, "function": Function, "resize": Resize,
     }  # fmt: skip
     return simple[layer.kind](**a)
 

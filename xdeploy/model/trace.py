@@ -25,11 +25,12 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from xdeploy.errors import ModelError, UnsupportedError
-from xdeploy.model import aten, aten_images  # noqa: F401 (the latter registers its handlers)
+from xdeploy.model import aten, aten_borders, aten_images, aten_transposed  # noqa: F401 (they register handlers)
 from xdeploy.model.fold import Folding
 from xdeploy.model.network import Network
+from xdeploy.model.origins import reachable
 from xdeploy.model.torchmodule import NetworkModule
-from xdeploy.model.walk import Problem, Refused, Walk, reachable
+from xdeploy.model.walk import Problem, Refused, Walk
 
 TOLERANCE = 1e-4  # of the largest output, between module and network
 
@@ -39,7 +40,7 @@ def trace(module: nn.Module, input_shape: tuple[int, ...], *, name: str = "") ->
 
     Args:
         module: one input (N, *input_shape) and one output, float32, on the CPU.
-        input_shape: (C, H, W) or (F,), without the batch.
+        input_shape: (C, H, W), (C, L) or (F,), without the batch; the network's input for (C, L) is (C, 1, L).
         name: what messages call the module; its class name when empty.
 
     Raises:
@@ -68,7 +69,7 @@ def network_of(program: ExportedProgram, name: str) -> Network:
         network = convert(program, name)
     inputs = _user_inputs(program, name)
     batch = inputs[0].meta["val"].shape[0]
-    sample = _noise((batch if isinstance(batch, int) else 2, *network.input.shape))
+    sample = _noise((batch if isinstance(batch, int) else 2, *(int(d) for d in inputs[0].meta["val"].shape[1:])))
     with torch.no_grad(), _quiet():
         expected = _interpret(program, sample)
     _check_same(network, sample, expected, name)
@@ -82,7 +83,8 @@ def convert(program: ExportedProgram, name: str) -> Network:
         ModelError: nothing to deploy.
         UnsupportedError: several inputs or outputs, or unsupported operations (all listed).
     """
-    program = program.run_decompositions({})
+    if not _is_functional(program):
+        program = program.run_decompositions({})
     mutated = sorted(program.graph_signature.buffers_to_mutate.values())
     if mutated:
         raise UnsupportedError(
@@ -102,15 +104,22 @@ def convert(program: ExportedProgram, name: str) -> Network:
         if node in live and node.op == "call_function" and not walk.is_constant(node) and _is_data(node):
             aten.handle(walk, node)
     try:
-        output = walk.read(end)[0]
+        output = walk.result(end)
     except Refused as refused:
         walk.refuse(end, refused)
-    folding = Folding(walk.layers, walk.params, walk.norms)
-    layers = () if walk.problems else folding.run()
-    _raise(name, walk.problems + folding.problems)
+    _raise(name, walk.problems)
+    layers = Folding(walk.layers, walk.params, walk.norms).run(output)
     if output == "input":
         raise ModelError(f"{name} holds no layer: its output is its input")
     return Network(layers, walk.params)
+
+
+def _is_functional(program: ExportedProgram) -> bool:
+    """Whether nothing works in place and nothing is nested, so that the graph can be walked as it is."""
+    targets = [n.target for n in program.graph.nodes if n.op == "call_function"]
+    operations = [t for t in targets if isinstance(t, torch._ops.OpOverload)]
+    plain = all(t in operations or getattr(t, "__module__", "") == "_operator" for t in targets)
+    return plain and not any(t._schema.is_mutable for t in operations)
 
 
 def check_state(state: Mapping[str, Any], name: str) -> None:
@@ -252,17 +261,18 @@ def _raise(name: str, problems: list[Problem]) -> None:
     if not problems:
         return
     rows = "".join(f"\n  {p.text}" for p in problems)
-    hints = list(dict.fromkeys(p.hint for p in problems if p.hint))
     count = f"{len(problems)} operation{'s' * (len(problems) > 1)} of {name} cannot be deployed"
-    raise UnsupportedError(f"{count}:{rows}\nsupported: {aten.SUPPORTED}", hint="; ".join(hints) or None)
+    found = [p.obstacle for p in problems]
+    raise UnsupportedError(f"{count}:{rows}\nsupported: {aten.SUPPORTED}", obstacles=found)
 
 
 def _check_same(network: Network, sample: Tensor, expected: Any, name: str) -> None:
     """The network must compute what the module does."""
     leaves = [x for x in pytree.tree_leaves(expected) if isinstance(x, Tensor)]
     with torch.no_grad():
-        got = NetworkModule(network)(sample).numpy()
+        got = NetworkModule(network)(sample.reshape(-1, *network.input.shape)).numpy()
     want = leaves[0].detach().numpy()
+    got = got.reshape(want.shape) if got.size == want.size else got  # (C, L) is (C, 1, L) in the network
     if not np.isfinite(want).all():
         raise ModelError(f"{name} answers NaN or infinity to a random input")
     scale = max(float(np.abs(want).max()), 1e-6)
