@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.compress.toynets import batches, io_of, plain, residual, task, trained
-from xdeploy.compress.apply import compress
+from xdeploy.compress.apply import Memory, compress
 from xdeploy.compress.fakequant import FakeQuantModule, accuracy, fake_quantise, through, to_codes
 from xdeploy.compress.integer import BIAS_LIMIT, quantise_layer, requant_shift
 from xdeploy.compress.model import CompressedModel
@@ -202,3 +202,37 @@ def test_straight_through_gradients():
     w = torch.ones(2, requires_grad=True)
     (through(w, torch.tensor([3.0, 4.0])) * 2).sum().backward()
     assert w.grad.tolist() == [2.0, 2.0]
+
+
+def test_memory_changes_nothing_but_the_work(monkeypatch):
+    network = residual()
+    plans = (("int8",), ("int4", "c4s8"), ("int8", "c4s8"), ("int8",))
+    alone = [compressed(network, *f) for f in plans]
+    counted: list[str] = []
+
+    def counting(origin, *args):
+        counted.append(origin)
+        return quantise_layer(origin, *args)
+
+    monkeypatch.setattr("xdeploy.compress.apply.quantise_layer", counting)
+    memory = Memory(network)
+    for formats, expected in zip(plans, alone, strict=True):
+        got = compressed(network, *formats, memory=memory)
+        assert got.activations == expected.activations
+        for name, w in expected.weights.items():
+            np.testing.assert_array_equal(got.weights[name].codes, w.codes)
+            np.testing.assert_array_equal(got.weights[name].scale, w.scale)
+            np.testing.assert_array_equal(got.weights[name].bias, w.bias)
+    pairs = {(n, w.format_name) for m in alone for n, w in m.weights.items()}
+    assert len(counted) == len(pairs)  # each layer once in each format
+    assert set(memory.weights) == pairs
+
+
+def test_memory_of_another_network_is_not_used():
+    network, other = residual(), residual(seed=1)
+    memory = Memory(other)
+    compressed(other, "int8", memory=memory)
+    a, b = compressed(network, "int8", memory=memory), compressed(network, "int8")
+    assert a.activations == b.activations
+    for name, w in b.weights.items():
+        np.testing.assert_array_equal(a.weights[name].codes, w.codes)

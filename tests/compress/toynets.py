@@ -130,3 +130,44 @@ def trained(network: Network, steps: int = 60, seed: int = 0) -> Network:
 
 def batches(x: Tensor, y: Tensor, size: int = 64) -> list[tuple[Tensor, Tensor]]:
     return list(zip(x.split(size), y.split(size), strict=True))
+
+
+FUNCTION_PARAMETERS = {"hard_sigmoid": (1 / 6, 0.5), "leaky_relu": (0.1, 0.0), "elu": (0.7, 0.0)}
+
+
+def modern(seed: int = 0, bias: float = 0.1, functions: bool = True) -> Network:
+    """Squeeze-excite, a gated pair of branches, a difference, nearest resizing, a channel shuffle, SiLU and GELU.
+
+    Without functions every part is linear or piecewise linear, but for the products.
+    """
+    b = Builder((2, 8, 8), seed, bias)
+
+    def act(name: str, function: str) -> str:
+        alpha, beta = FUNCTION_PARAMETERS.get(function, (0.0, 0.0))
+        if not functions:
+            return b.add(name, "relu")
+        return b.add(name, "function", function=function, alpha=alpha, beta=beta)
+
+    b.conv("stem", 8)
+    top = act("stem_act", "silu")
+    b.add("se_pool", "avg_pool2d", kernel=(8, 8), stride=(8, 8), pads=(0, 0, 0, 0), include_pad=0)
+    b.conv("se_down", 4, kernel=1, pads=(0, 0, 0, 0))
+    b.add("se_relu", "relu")
+    b.conv("se_up", 8, kernel=1, pads=(0, 0, 0, 0))
+    gate = act("se_gate", "hard_sigmoid")
+    scaled = b.add("se_mul", "mul", (top, gate))
+    b.conv("mid", 8, stride=2, pads=(0, 0, 1, 1))
+    b.layers.append(Layer("shuffle", "rearrange", ("mid",), (8, 4, 4), {"view": (2, 4, 4, 4), "perm": (1, 0, 2, 3)}))
+    b.conv("grouped", 8, groups=2)
+    deep = b.add("grow", "resize", rows=(0, 0, 1, 1, 2, 2, 3, 3), cols=(0, 1, 1, 1, 2, 2, 3, 3))
+    left = b.conv("left", 8, kernel=1, pads=(0, 0, 0, 0), source=deep)
+    signal = act("tanh", "tanh")
+    b.conv("right", 8, kernel=1, pads=(0, 0, 0, 0), source=deep)
+    soft = act("sigmoid", "sigmoid")
+    product = b.add("product", "mul", (soft, signal) if functions else (signal, soft))
+    b.add("difference", "sub", (scaled, product))
+    act("last_act", "gelu")
+    b.global_pool()
+    b.linear("fc", 4)
+    assert left == "left"
+    return b.network()

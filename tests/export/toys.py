@@ -15,7 +15,7 @@ from xdeploy.model.network import Layer, Network
 from xdeploy.model.torchmodule import NetworkModule
 
 NONE = (0, 0, 0, 0)
-MOVERS = ("relu", "clip", "max_pool2d", "flatten", "pad", "slice", "concat")
+MOVERS = ("relu", "clip", "max_pool2d", "flatten", "pad", "slice", "concat", "resize", "rearrange")
 
 
 class Toy:
@@ -36,6 +36,13 @@ class Toy:
         trial = Network((*self.layers, Layer(name, kind, inputs, (), attrs)), self.params)
         shape = tuple(NetworkModule(trial)(torch.zeros(1, *self.layers[0].shape)).shape[1:])
         self.layers.append(Layer(name, kind, inputs, shape, attrs))
+        return name
+
+    def function(self, name: str, function: str, source: str = "", alpha: float = 0.0, beta: float = 0.0) -> str:
+        return self.add(name, "function", (source,) if source else (), function=function, alpha=alpha, beta=beta)
+
+    def rearrange(self, name: str, view: tuple[int, ...], perm: tuple[int, ...], shape: tuple[int, ...]) -> str:
+        self.layers.append(Layer(name, "rearrange", (self.last.name,), shape, {"view": view, "perm": perm}))
         return name
 
     def weight(self, name: str, shape: tuple[int, ...], format_name: str) -> None:
@@ -137,3 +144,51 @@ def everything(formats: Mapping[str, str] | None = None, bind: bool = True) -> C
     t.add("sum2", "add", (first, second))
     t.add("soft", "softmax")
     return t.compressed(bind)
+
+
+PARAMETERS = {"hard_sigmoid": (1 / 6, 0.5), "leaky_relu": (0.1, 0.0), "elu": (0.7, 0.0)}
+
+
+def one_function(name: str) -> CompressedModel:
+    """A convolution, a function of it, and a linear layer that reads the function's codes."""
+    t = Toy((3, 6, 5))
+    t.conv("conv", 4)
+    t.function("act", name, "conv", *PARAMETERS.get(name, (0.0, 0.0)))
+    t.add("flat", "flatten")
+    t.linear("fc", 3)
+    return t.compressed()
+
+
+def gated() -> CompressedModel:
+    """A gate per channel, a gate per element, and the difference of two branches."""
+    t = Toy((3, 8, 8))
+    top = t.conv("stem", 6)
+    t.add("pool", "avg_pool2d", kernel=(8, 8), stride=(8, 8), pads=NONE, include_pad=0)
+    t.conv("squeeze", 3, (1, 1), pads=NONE)
+    t.add("squeeze.relu", "relu")
+    t.conv("excite", 6, (1, 1), pads=NONE)
+    gate = t.function("gate", "hard_sigmoid", "excite", 1 / 6, 0.5)
+    first = t.add("scaled", "mul", (top, gate))
+    t.conv("left", 6, source=first)
+    t.conv("right", 6, source=first)
+    signal, soft = t.function("tanh", "tanh", "left"), t.function("sigmoid", "sigmoid", "right")
+    second = t.add("product", "mul", (signal, soft))
+    t.add("difference", "sub", (first, second))
+    t.add("flat", "flatten")
+    t.linear("fc", 5)
+    return t.compressed()
+
+
+def moving() -> CompressedModel:
+    """Whole-number and uneven resizing, depth to space and a channel shuffle, read by a convolution and by a linear."""
+    t = Toy((3, 6, 5))
+    t.conv("stem", 8)
+    t.rearrange("deep", (2, 2, 2, 6, 5), (2, 3, 0, 4, 1), (2, 12, 10))  # depth to space by 2, blocks first
+    t.conv("grown", 4, stride=(2, 2))
+    t.add("twice", "resize", rows=tuple(i // 2 for i in range(12)), cols=tuple(i // 3 for i in range(15)))
+    t.add("uneven", "resize", rows=(0, 0, 1, 3, 4, 9, 11), cols=(0, 2, 2, 5, 13))
+    t.rearrange("shuffle", (2, 2, 7, 5), (1, 0, 2, 3), (4, 7, 5))
+    t.conv("mix", 4, groups=2)
+    t.add("flat", "flatten")
+    t.linear("fc", 5)
+    return t.compressed()

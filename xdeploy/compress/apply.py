@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +28,19 @@ Labelled = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # fresh batches of inp
 Progress = Callable[[str, int, int], None]  # what, done, total (0: unknown)
 
 
+@dataclass(slots=True)
+class Memory:
+    """What the plans of one network have in common, so that a search over plans does it once.
+
+    Activation parameters, and each layer's integers in each format, by (layer, format). It belongs to one network, one
+    relevance map, one set of calibration data and options; where a plan removes channels nothing is taken from it.
+    """
+
+    network: Network
+    activations: dict[str, QParams] = field(default_factory=dict)
+    weights: dict[tuple[str, str], QuantisedWeight] = field(default_factory=dict)
+
+
 def compress(
     network: Network,
     plan: CompressionPlan,
@@ -42,6 +55,7 @@ def compress(
     rescore: Callable[[Network], RelevanceMap] | None = None,
     progress: Progress | None = None,
     measure_steps: bool = True,
+    memory: Memory | None = None,
 ) -> CompressedModel:
     """Apply a plan: prune, calibrate, quantise, and fine-tune if asked.
 
@@ -59,6 +73,7 @@ def compress(
         rescore: scores a network anew; used after channels were removed. None: the old scores of what is left.
         progress: told (what, done, total) along the way.
         measure_steps: whether validation accuracy is taken before and after each step.
+        memory: of earlier calls with the same network, relevance, data and options; filled. None: nothing is kept.
 
     Returns:
         The compressed model: same inputs and same process give the same bytes.
@@ -77,7 +92,7 @@ def compress(
         log.step("prune", NetworkModule(pruned).eval())
         if relevance is not None:
             relevance = rescore(pruned) if rescore is not None else prune_relevance(network, relevance, plan)
-    model = quantise(pruned, plan, relevance, io, calibration, options, progress)
+    model = quantise(pruned, plan, relevance, io, calibration, options, progress, memory)
     log.step("quantise", FakeQuantModule(model))
     if recover.epochs > 0 and train is not None:
         from xdeploy.compress.recover import fine_tune
@@ -95,11 +110,16 @@ def quantise(
     calibration: Inputs,
     options: CompressOptions,
     progress: Progress | None = None,
+    memory: Memory | None = None,
 ) -> CompressedModel:
     """Calibrate activations and quantise every layer's weights as the plan says; no training, no measuring."""
     tell = None if progress is None else lambda done, total: progress("calibrate", done, total)
-    activations = calibrate(network, calibration(), options.activation_percentile, tell)
-    weights = quantise_weights(network, plan, activations, layer_importance(network, relevance, options), progress)
+    known = memory if memory is not None and memory.network is network else Memory(network)
+    if not known.activations:
+        known.activations.update(calibrate(network, calibration(), options.activation_percentile, tell))
+    activations = dict(known.activations)
+    importances = layer_importance(network, relevance, options)
+    weights = quantise_weights(network, plan, activations, importances, progress, known.weights)
     filled = replace(
         io, input_q=activations[network.input.name], output_q=activations[network.output.name],
         input_shape=network.input.shape, output_shape=network.output.shape,
@@ -113,8 +133,10 @@ def quantise_weights(
     activations: Mapping[str, QParams],
     weighting: Mapping[str, Float64 | None],
     progress: Progress | None = None,
+    known: dict[tuple[str, str], QuantisedWeight] | None = None,
 ) -> dict[str, QuantisedWeight]:
-    """Final integer weights of every weighted layer, in execution order."""
+    """Final integer weights of every weighted layer, in execution order; `known` ones are taken, new ones entered."""
+    known = {} if known is None else known
     layers = network.weighted()
     result: dict[str, QuantisedWeight] = {}
     for k, layer in enumerate(layers, 1):
@@ -122,9 +144,10 @@ def quantise_weights(
         p = network.params[name]
         out = activations[name if fused is None else fused.name]
         fmt = plan[name].weight_format
-        result[name] = quantise_layer(
-            name, p["weight"], p["bias"], fmt, activations[layer.inputs[0]], out, weighting[name]
-        )
+        if (name, fmt) not in known:
+            source = activations[layer.inputs[0]]
+            known[name, fmt] = quantise_layer(name, p["weight"], p["bias"], fmt, source, out, weighting[name])
+        result[name] = known[name, fmt]
         if progress is not None:
             progress("quantise", k, len(layers))
     return result

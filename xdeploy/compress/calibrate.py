@@ -2,7 +2,7 @@
 
 Tensors that only move or select data share the parameters of their input, so codes pass through them unchanged; a
 concatenation binds all its inputs. A relu or clip behind a conv2d, linear or add is fused:
-only its output is quantised.
+only its output is quantised. Sigmoids have the range they cannot leave, 0 to 1, so that no input saturates a gate.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from xdeploy.model.torchmodule import NetworkModule
 BINS = 4096  # even; a bin is at most 1/1024 of the largest magnitude, finer than any int8 step
 MOVERS = ("relu", "clip", "max_pool2d", "flatten", "pad", "slice", "concat", "resize", "rearrange")
 SOFTMAX = QParams(1.0 / 256.0, -128)
+FIXED_RANGES = {"sigmoid": (0.0, 1.0), "hard_sigmoid": (0.0, 1.0)}  # by function
 
 Progress = Callable[[int, int], None]
 
@@ -174,7 +175,24 @@ def calibrate(
     for name in ranges:
         members.setdefault(groups[name], []).append(name)
     chosen = {root: _group_params(network, ranges, names, percentile) for root, names in members.items()}
+    _resolve_products(network, groups, chosen)
     return {name: chosen[root] for name, root in groups.items()}
+
+
+def _resolve_products(network: Network, groups: dict[str, str], chosen: dict[str, QParams]) -> None:
+    """Give no product a finer step than its operands' codes can tell apart, s_a * s_b.
+
+    A finer one says nothing more, and (a product that is nearly always 0) may be out of the requantisation's range.
+    """
+    products = [x for x in network.layers if x.kind == "mul"]
+    changed = True
+    while changed:  # an output that shares its scale may be the operand of an earlier product
+        changed = False
+        for layer in products:
+            root = groups[layer.name]
+            unit = float(np.float32(chosen[groups[layer.inputs[0]]].scale * chosen[groups[layer.inputs[1]]].scale))
+            if chosen[root].scale < unit:
+                chosen[root], changed = QParams(unit, chosen[root].zero_point), True
 
 
 def _group_params(network: Network, ranges: dict[str, Range], names: list[str], percentile: float) -> QParams:
@@ -186,5 +204,11 @@ def _group_params(network: Network, ranges: dict[str, Range], names: list[str], 
                 hint="its scale is fixed at 1/256; do not concatenate it with other tensors",
             )
         return SOFTMAX
-    clipped = [ranges[n].clipped(percentile) for n in names]
+    clipped = [_limits(network, ranges, n, percentile) for n in names]
     return QParams.from_range(min(low for low, _ in clipped), max(high for _, high in clipped))
+
+
+def _limits(network: Network, ranges: dict[str, Range], name: str, percentile: float) -> tuple[float, float]:
+    layer = network[name]
+    fixed = FIXED_RANGES.get(layer.attrs["function"]) if layer.kind == "function" else None
+    return ranges[name].clipped(percentile) if fixed is None else fixed

@@ -51,7 +51,8 @@ class CompressedModel:
 
     `activations` holds the output quantisation of every layer of the network except those whose relu or clip is
     fused (`Network.fused_activation`): there only the activation's output is quantised. Layers that only move or select
-    data (relu, clip standing alone, max_pool2d, flatten, pad, slice, concat) have the quantisation of their input.
+    data (relu, clip standing alone, max_pool2d, flatten, pad, slice, concat, resize, rearrange) have the quantisation
+    of their input.
     """
 
     network: Network

@@ -106,7 +106,8 @@ def _set_rate(optimiser: torch.optim.SGD, options: RecoverOptions, done: float) 
 
 
 def _logits(module: TrainableModule, x: Tensor) -> Tensor:
-    """The class scores (N, classes), before a final softmax."""
+    """The class scores (N, classes), before a final softmax or sigmoid."""
     output = module.network.output
-    name = output.inputs[0] if output.kind == "softmax" else output.name
+    squashed = output.kind == "softmax" or (output.kind == "function" and output.attrs["function"] == "sigmoid")
+    name = output.inputs[0] if squashed else output.name
     return module.values(x, [name])[name].flatten(1)

@@ -27,7 +27,7 @@ from xdeploy.relevance.method import (
     Scores,
     batch_sums,
     explained_class,
-    forward_all,
+    gradient_pass,
     weighted_modules,
 )
 
@@ -53,22 +53,17 @@ def gradients(network: Network, batches: Iterable[Batch], options: RelevanceOpti
     modules = weighted_modules(module)
     sums = Collector(modules)
     for x, y in batches:
-        leaf = x.detach().requires_grad_()
-        values = forward_all(module, leaf)
-        logits = values[network.output.name]
-        found = objective(logits, explained_class(logits, y, options))
-        places = [leaf, *(values[n] for n in modules)]
-        grads: tuple[Tensor | None, ...] = torch.autograd.grad(found.sum(), places, allow_unused=True)
+        found = gradient_pass(module, x, modules, lambda z, y=y: objective(z, explained_class(z, y, options)))  # type: ignore[misc]
         kept = torch.zeros(len(x), dtype=torch.float64)
-        for name, s in zip(modules, grads[1:], strict=True):
+        for name, s in found.at.items():
             if s is None:  # nobody reads this layer
                 continue
-            z, bias = values[name].detach(), modules[name].bias
-            sums.add_layer(name, values[network[name].inputs[0]].detach(), s, z * s)
+            bias = modules[name].bias
+            sums.add_layer(name, found.values[network[name].inputs[0]], s, found.values[name] * s)
             assert bias is not None
             kept += batch_sums(s * bias.reshape(-1, *[1] * (s.dim() - 2)))
-        arrived = torch.zeros_like(kept) if grads[0] is None else batch_sums(leaf * grads[0])
-        sums.add_balance(arrived, kept, found.detach().double())
+        arrived = torch.zeros_like(kept) if found.at_input is None else batch_sums(x * found.at_input)
+        sums.add_balance(arrived, kept, found.objective.double())
         sums.samples += len(x)
     return sums
 

@@ -3,14 +3,23 @@
 captum replaces the gradient of each non-linear module by its multiplier, so the gradients at the outputs of the
 weighted layers are multipliers m and one pass scores all layers: r = sum over positions of w * (a - a0) * m per weight,
 (z - z0) * m per channel, where a0 and z0 belong to the baseline. captum knows only torch's own non-linear modules, each
-used once: max pooling and clip are rebuilt from them. The contributions must add up to f(x) - f(x0); this is checked.
+used once: max pooling and clip are rebuilt from them. It has no rule for other functions and passes the plain gradient
+through a product, which breaks the sum; so both carry their own multipliers here:
+
+* a function of one tensor: (f(x) - f(x0)) / (x - x0), the rescale rule itself;
+* a product a * b: the mean of the other operand and its baseline, (b + b0) / 2 and (a + a0) / 2. Those are the Shapley
+  values of the two operands (Lundberg and Lee 2017), and a * b - a0 * b0 is exactly their sum.
+
+The contributions must add up to f(x) - f(x0); this is checked.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +31,15 @@ from xdeploy.recipe import RelevanceOptions
 from xdeploy.relevance.method import METHODS, Batch, Collector, Scores, batch_sums, explained_class, weighted_modules
 
 TOLERANCE = 0.01  # of the explained difference; float32 sums stay far below, a wrong rule far above
+NEAR = 1e-4  # inputs closer to their baseline than this take the derivative: their quotient would be mostly rounding
 FAR = torch.finfo(torch.float32).min / 4  # stands for minus infinity: differences of it stay finite
 
 
 class TwoReluClip(nn.Module):
-    """clip(x, low, high) = low + relu(x - low) - relu(x - high), from modules captum knows."""
+    """clip(x, low, high) = low + relu(x - low) - relu(x - high), from modules captum knows.
+
+    A limit that is infinite has no term.
+    """
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
@@ -35,13 +48,85 @@ class TwoReluClip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Element-wise clamp."""
-        result: Tensor = self.low + self.above_low(x - self.low) - self.above_high(x - self.high)
+        result = self.low + self.above_low(x - self.low) if math.isfinite(self.low) else x
+        return result - self.above_high(x - self.high) if math.isfinite(self.high) else result
+
+
+def _both(x: Tensor, x0: Tensor) -> Tensor:
+    """One multiplier for inputs and baselines, which captum's pass holds in one batch."""
+    half = (x + x0) / 2
+    return torch.cat([half, half])
+
+
+class _Chord(torch.autograd.Function):
+    """An element-wise function whose gradient is its slope between input and baseline."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """function(x)."""
+        y = function(x)
+        ctx.save_for_backward(x, y)
+        ctx.function = function
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """The gradient times the slope; between points (nearly) the same, the derivative in the middle."""
+        x, y = ctx.saved_tensors
+        middle = _both(*x.chunk(2)).requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(ctx.function(middle).sum(), middle)
+        dx, dy = (torch.sub(*t.chunk(2)).repeat(2, *[1] * (t.dim() - 1)) for t in (x, y))
+        near = dx.abs() < NEAR
+        return grads[0] * torch.where(near, slope, dy / torch.where(near, torch.ones_like(dx), dx)), None
+
+
+class _MeanProduct(torch.autograd.Function):
+    """A product whose gradients are the means of the other operand and its baseline."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        """The product."""
+        ctx.save_for_backward(a, b)
+        return a * b
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient times those means, summed where b is one value per channel."""
+        a, b = ctx.saved_tensors
+        to_a, to_b = grads[0] * _both(*b.chunk(2)), grads[0] * _both(*a.chunk(2))
+        return to_a, to_b.sum_to_size(*b.shape)
+
+
+class Rescaled(nn.Module):
+    """An element-wise function with the rescale rule as its gradient."""
+
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Element-wise."""
+        result: Tensor = _Chord.apply(x, self.function)  # type: ignore[no-untyped-call]
         return result
 
 
-def _known(layer: Layer) -> nn.Module | None:
-    """A module captum has a rule for, where NetworkModule uses another one."""
+class Product(nn.Module):
+    """A product with the Shapley values of its operands as gradients."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """(N, C, H, W) times (N, C, H, W) or (N, C, 1, 1), or of vectors."""
+        result: Tensor = _MeanProduct.apply(a, b)  # type: ignore[no-untyped-call]
+        return result
+
+
+def _known(layer: Layer, module: nn.Module) -> nn.Module | None:
+    """A module with a DeepLIFT rule, where NetworkModule's own `module` has none."""
     a = layer.attrs
+    if layer.kind == "function":
+        return Rescaled(module)
+    if layer.kind == "mul":
+        return Product()
     if layer.kind == "clip":
         return TwoReluClip(a["low"], a["high"])
     if layer.kind == "max_pool2d":
@@ -55,7 +140,7 @@ def explainable_module(network: Network) -> NetworkModule:
     """The network as a module whose every non-linear part has a DeepLIFT rule; same outputs."""
     module = NetworkModule(network).eval()
     for k, layer in enumerate(network.layers[1:]):
-        replacement = _known(layer)
+        replacement = _known(layer, module.steps[k])
         if replacement is not None:
             module.steps[k] = replacement.eval()
     return module
@@ -134,4 +219,7 @@ def deeplift(network: Network, batches: Iterable[Batch], options: RelevanceOptio
             f"DeepLIFT contributions miss the explained difference by {sums.residual:.1%}, allowed {TOLERANCE:.1%}",
             hint="score with another method, for example relevance.method = 'lrp'",
         )
-    return sums.scores({"rule": "rescale", "baseline": "zeros"})
+    told = {"rule": "rescale", "baseline": "zeros"}
+    if any(x.kind == "mul" for x in network.layers):
+        told["products"] = "Shapley values of the operands"
+    return sums.scores(told)

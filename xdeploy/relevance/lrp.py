@@ -8,6 +8,11 @@ networks; what it takes away shows in the conservation residual. Composites:
 
 * `epsilon`: the epsilon rule in every weighted layer;
 * `epsilon-plus-flat`: flat in the first weighted layer, z+ in the other convolutions, epsilon in linear layers.
+
+Of a product the signal takes all relevance and the gate none (Arras et al. 2017, arXiv 1706.07206): that conserves and
+explains well, but says of no weight that only feeds gates whether it may be changed. Those layers, and no others, are
+scored by gradient times activation of the same logit, which is in the same unit (and what the epsilon rule tends to for
+small epsilon in piecewise linear networks); the map's parameters name them.
 """
 
 from __future__ import annotations
@@ -15,11 +20,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from xdeploy.model.network import Network
+from xdeploy.model.network import Layer, Network
 from xdeploy.model.torchmodule import Conv, Dense, NetworkModule
 from xdeploy.recipe import RelevanceOptions
 from xdeploy.relevance.method import (
@@ -30,11 +36,13 @@ from xdeploy.relevance.method import (
     batch_sums,
     explained_class,
     forward_all,
+    gradient_pass,
     weighted_modules,
 )
-from xdeploy.relevance.rules import RULES, Rule, epsilon_rule, flat_rule, stabilised, z_plus_rule
+from xdeploy.relevance.rules import RULES, Rule, epsilon_rule, flat_rule, signal_rule, stabilised, z_plus_rule
 
 EPSILON = 0.1  # of the root mean square of a layer's activations
+GATES = ("sigmoid", "hard_sigmoid")  # what they give lies in 0..1: a share of the other operand
 
 See = Callable[[str, Tensor, Tensor, Tensor], None]  # layer, its input, its activation z, relevance of z
 
@@ -61,11 +69,29 @@ class Balance:
 def composite(network: Network, name: str, epsilon: float = EPSILON) -> dict[str, Rule]:
     """The rule of each layer by name, for `epsilon` or `epsilon-plus-flat`."""
     rules = {x.name: RULES.get(x.kind, epsilon_rule(epsilon)) for x in network.layers[1:]}
+    rules.update({x.name: signal_rule(signal_operand(network, x)) for x in network.layers if x.kind == "mul"})
     weighted = network.weighted()
     if name == "epsilon-plus-flat" and weighted:
         rules.update({x.name: z_plus_rule for x in weighted if x.kind == "conv2d"})
         rules[weighted[0].name] = flat_rule
     return rules
+
+
+def signal_operand(network: Network, product: Layer) -> int:
+    """Which operand of a product is the signal: the first, unless it alone is a sigmoid, of the second's shape."""
+    first, second = (network[i] for i in product.inputs)
+    gates = [x.kind == "function" and x.attrs["function"] in GATES for x in (first, second)]
+    return 1 if gates == [True, False] and first.shape == second.shape else 0
+
+
+def gate_layers(network: Network) -> tuple[str, ...]:
+    """The weighted layers that reach the output through gates only, where no relevance goes."""
+    reached = {network.output.name}
+    for layer in reversed(network.layers):
+        if layer.name in reached:
+            signal = layer.kind == "mul" and layer.inputs[signal_operand(network, layer)]
+            reached.update((signal,) if signal else layer.inputs)
+    return tuple(x.name for x in network.weighted() if x.name not in reached)
 
 
 @torch.no_grad()
@@ -118,13 +144,31 @@ def lrp(
     """LRP with the composite of the options; see the module's text."""
     module = NetworkModule(network).eval()
     rules = composite(network, options.composite, epsilon)
-    sums = Collector(weighted_modules(module))
+    sums, gates = Collector(weighted_modules(module)), gate_layers(network)
 
     def see(name: str, a: Tensor, z: Tensor, r: Tensor) -> None:
-        sums.add_layer(name, a, r / stabilised(z, epsilon), r)
+        if name not in gates:
+            sums.add_layer(name, a, r / stabilised(z, epsilon), r)
 
     for x, y in batches:
-        balance = propagate(module, x, rules, partial(explained_class, labels=y, options=options), see)
+        choose = partial(explained_class, labels=y, options=options)
+        balance = propagate(module, x, rules, choose, see)
         sums.add_balance(balance.arrived, balance.absorbed, balance.sent)
         sums.samples += len(x)
-    return sums.scores({"composite": options.composite, "epsilon": epsilon, "stabiliser": "epsilon * rms per sample"})
+        if gates:
+            _score_gates(module, x, choose, gates, sums)
+    how = "epsilon * rms per sample"
+    told: dict[str, Any] = {"composite": options.composite, "epsilon": epsilon, "stabiliser": how}
+    if any(x.kind == "mul" for x in network.layers):
+        told |= {"products": "the signal takes all", "scored_by_gradient": list(gates)}
+    return sums.scores(told)
+
+
+def _score_gates(
+    module: NetworkModule, x: Tensor, choose: Callable[[Tensor], Tensor], gates: tuple[str, ...], sums: Collector
+) -> None:
+    """Count the layers that only feed gates, by gradient times activation of the explained logit."""
+    found = gradient_pass(module, x, gates, lambda logits: logits.gather(1, choose(logits)[:, None])[:, 0])
+    for name, s in found.at.items():
+        if s is not None:
+            sums.add_layer(name, found.values[module.network[name].inputs[0]], s, found.values[name] * s)

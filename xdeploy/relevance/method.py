@@ -57,7 +57,8 @@ def score(
     """Score every weight and output channel of a network.
 
     Args:
-        network: the float network, BatchNorm folded; not changed. Of a final softmax the logits are explained.
+        network: the float network, BatchNorm folded; not changed. Of a final softmax or sigmoid the logits are
+            explained.
         batches: inputs and labels; at most `options.samples` samples are read, memory does not grow with them.
         options: method, composite, number of samples and target class.
         fingerprint: of the data, recorded in the map.
@@ -84,10 +85,11 @@ def score(
 
 
 def logit_network(network: Network) -> Network:
-    """The network without a final softmax."""
-    if network.output.kind != "softmax":
-        return network
-    return Network(network.layers[:-1], network.params)
+    """The network without a final softmax or sigmoid."""
+    last = network.output
+    if last.kind == "softmax" or (last.kind == "function" and last.attrs["function"] == "sigmoid"):
+        return Network(network.layers[:-1], network.params)
+    return network
 
 
 def chunks(batches: Iterable[Batch], samples: int, progress: Progress | None) -> Iterator[Batch]:
@@ -133,6 +135,43 @@ def forward_all(module: NetworkModule, x: Tensor) -> dict[str, Tensor]:
     if values[layers[-1].name].dim() != 2:
         raise ModelError(f"{layers[-1].name}: only networks that end in class scores can be explained")
     return values
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """One gradient pass: values by layer; objective (N,); gradients at the input and at each asked layer's output.
+
+    A gradient is None where the objective does not depend on the place.
+    """
+
+    values: Mapping[str, Tensor]
+    objective: Tensor
+    at_input: Tensor | None
+    at: Mapping[str, Tensor | None]
+
+
+def gradient_pass(
+    module: NetworkModule, x: Tensor, names: Iterable[str], objective: Callable[[Tensor], Tensor]
+) -> Gradients:
+    """Forward, and gradients of `objective` (logits -> one number per sample) at the outputs of the named layers.
+
+    Raises:
+        ModelError: a float part has no gradient, so that layers before it would count as unused.
+    """
+    with torch.enable_grad():
+        leaf, names = x.detach().requires_grad_(), tuple(names)
+        values = forward_all(module, leaf)
+        for layer in module.network.layers:
+            if layer.kind == "fallback" and not values[layer.name].requires_grad:
+                raise ModelError(
+                    f"{layer.name}: no gradient passes this float part, so the layers before it cannot be scored",
+                    hint="score with relevance.method = 'lrp' or 'magnitude'",
+                )
+        found = objective(values[module.network.output.name])
+        places = [leaf, *(values[n] for n in names)]
+        first, *others = torch.autograd.grad(found.sum(), places, allow_unused=True)
+    at = dict(zip(names, others, strict=True))
+    return Gradients({n: v.detach() for n, v in values.items()}, found.detach(), first, at)
 
 
 def weighted_modules(module: NetworkModule) -> dict[str, Conv | Dense]:

@@ -3,8 +3,8 @@
 A rule gets the layer's inputs and the relevance of its output and gives the relevance of each input and, per sample,
 what its bias kept. Conventions: the network is BatchNorm-folded, and in the epsilon rule a bias is part of the
 activation z that relevance is divided by, so it keeps its share b * R / z. The z+ and flat rules leave biases out and
-pass all relevance on. Sources: Bach et al. 2015 (epsilon, z+ as alpha1-beta0), Lapuschkin et al. 2019 (flat),
-Montavon et al. 2019 (composites).
+pass all relevance on. Of a product the signal takes all and the gate nothing. Sources: Bach et al. 2015 (epsilon,
+z+ as alpha1-beta0), Lapuschkin et al. 2019 (flat), Montavon et al. 2019 (composites), Arras et al. 2017 (products).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def flat_rule(module: nn.Module, xs: list[Tensor], r: Tensor) -> Flow:
 
 
 def proportional_rule(module: nn.Module, xs: list[Tensor], r: Tensor) -> Flow:
-    """The epsilon rule of a sum or average with epsilon 0: R_i = x_i * dy/dx_i * R / y."""
+    """The epsilon rule of a sum, difference or average with epsilon 0: R_i = x_i * dy/dx_i * R / y."""
     s = ratio(r, module(*xs))
     return [x * g for x, g in zip(xs, pull(module, xs, s), strict=True)], nothing(r)
 
@@ -86,6 +86,27 @@ def route_rule(module: nn.Module, xs: list[Tensor], r: Tensor) -> Flow:
 def pass_rule(module: nn.Module, xs: list[Tensor], r: Tensor) -> Flow:
     """Element-wise activations keep relevance as it is."""
     return [r], nothing(r)
+
+
+def signal_rule(signal: int) -> Rule:
+    """Of a product, operand `signal` (0 or 1) takes all relevance and the other, its gate, none (Arras et al. 2017)."""
+
+    def rule(module: nn.Module, xs: list[Tensor], r: Tensor) -> Flow:
+        back = [torch.zeros_like(x) for x in xs]
+        back[signal] = r
+        return back, nothing(r)
+
+    return rule
+
+
+def spread_rule(module: nn.Module, xs: list[Tensor], r: Tensor) -> Flow:
+    """For parts with no rule of their own: as it is where the shapes are equal, else in proportion to |x|."""
+    x = xs[0]
+    if x.shape == r.shape:
+        return [r], nothing(r)
+    size = x.abs().flatten(1) + torch.finfo(x.dtype).tiny  # an all-zero input shares evenly
+    part = size / size.sum(dim=1, keepdim=True) * r.flatten(1).sum(dim=1, keepdim=True)
+    return [part.reshape(x.shape)], nothing(r)
 
 
 def nothing(r: Tensor) -> Tensor:
@@ -103,5 +124,6 @@ def bias_share(module: Conv | Dense, s: Tensor) -> Tensor:
 RULES: dict[str, Rule] = {
     "relu": pass_rule, "clip": pass_rule, "softmax": proportional_rule, "add": proportional_rule,
     "avg_pool2d": proportional_rule, "max_pool2d": route_rule, "concat": route_rule, "flatten": route_rule,
-    "pad": route_rule, "slice": route_rule,
+    "pad": route_rule, "slice": route_rule, "resize": route_rule, "rearrange": route_rule,
+    "function": pass_rule, "sub": proportional_rule, "mul": signal_rule(0), "fallback": spread_rule,
 }  # fmt: skip
