@@ -1,4 +1,4 @@
-"""Thumb-2 functions with the DSP extension behind the armv7em rows: widen activations, multiply one tile, store it.
+"""Thumb-2 functions with the DSP extension behind the armv7em rows: multiply one tile, store it.
 
 They are whole functions in assembly, called by TIR: the multiply loop needs all fourteen registers, so a
 compiler around it would only spill. Their names hold a hash of their text; equal functions of a program are one.
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+
+from .armdecode import Form, half
 
 UNROLL = 8  # quads per turn of the multiply loop; the first turn is entered in the middle
 PUSHED = 13 * 4  # r0-r11 and lr; stack arguments follow
@@ -47,29 +49,9 @@ def function(stem: str, types: str, lines: list[str]) -> tuple[str, str]:
     return f"{assembly}declare i32 @{name}({types}) noduplicate nounwind\n", name
 
 
-def widen(pixels: int) -> tuple[str, str]:
-    """(source, to, quads): int8 -> int16 quads, `pixels` * 8 bytes apart; the source may be unaligned."""
-    one = ["ldr r12, [r0], #4", "sxtb16 r3, r12", "sxtb16 r12, r12, ror #8", f"strd r3, r12, [r1], #{8 * pixels}"]
-    lines = ["1:", "subs r2, r2, #4", "blt 2f", *one * 4, "b 1b", "2:", "adds r2, r2, #4", "beq 4f", "3:", *one]
-    return function("widen", "ptr, ptr, i32", [*lines, "subs r2, r2, #1", "bne 3b", "4:", "bx lr"])
-
-
-def spread(pixels: int) -> tuple[str, str]:
-    """(to, quads, pair): fill quads with one pair of int16, for padding."""
-    lines = ["1:", f"strd r2, r2, [r0], #{8 * pixels}", "subs r1, r1, #1", "bne 1b", "bx lr"]
-    return function("spread", "ptr, i32, i32", lines)
-
-
-def copy() -> tuple[str, str]:
-    """(source, to, bytes): copy a short run, unaligned."""
-    words = ["1:", "subs r2, r2, #4", "blt 2f", "ldr r3, [r0], #4", "str r3, [r1], #4", "b 1b"]
-    rest = ["2:", "adds r2, r2, #4", "beq 4f", "3:", "ldrb r3, [r0], #1", "strb r3, [r1], #1", "subs r2, r2, #1"]
-    return function("copy", "ptr, ptr, i32", [*words, *rest, "bne 3b", "4:", "bx lr"])
-
-
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """P pixels x all output channels, two at a time; `bits` of a weight, with or without a codebook table.
+    """P pixels x all output channels, two at a time; `bits` of a weight, decoded in one of the forms of armdecode.
 
     Uniform weights of 4 and 2 bits are used as their top bits in a byte, 2^(8-bits) times too large: the bias comes
     scaled alike and the sum is shifted back, exactly.
@@ -77,7 +59,7 @@ class Tile:
 
     pixels: int
     bits: int
-    codebook: bool
+    form: Form
     shift: int  # of the accumulator before the multiplication
     bounded: bool  # low..high is not the int8 range
     residual: bool
@@ -125,38 +107,35 @@ class Tile:
         lines = self._weights(quad)
         for p in [*range(1, self.pixels), 0]:
             lines.append(f"ldrd {a0}, {a1}, [{x}, #{8 * p}]" if p else f"ldrd {a0}, {a1}, [{x}], #{8 * self.pixels}")
-            for half, a in enumerate((a0, a1)):
-                lines += [f"smlad {self._acc(p, c)}, {a}, {b[2 * half + c]}, {self._acc(p, c)}" for c in (0, 1)]
+            for second, a in enumerate((a0, a1)):
+                lines += [f"smlad {self._acc(p, c)}, {a}, {b[2 * second + c]}, {self._acc(p, c)}" for c in (0, 1)]
         return lines
 
-    def _step_codebook(self) -> list[str]:
-        """The same with a byte per pair of codes, looked up in a table of pairs of entries."""
+    def _step_decoded(self) -> list[str]:
+        """The same, half a quad after the other, with weights that are looked up or cut out."""
         x, w, table = self._free[:3]
         a, b = "r11", ("r12", "lr")
         lines = []
-        for offset in (4, 0):
-            lines += [f"ldrb.w {r}, [{w}], #1" for r in b]
-            lines += [f"ldr.w {r}, [{table}, {r}, lsl #2]" for r in b]
+        for second in (False, True):
+            lines += half(self.form, self.bits, second, w, table, b, a)
             for p in [*range(1, self.pixels), 0]:
-                last = not p and not offset
-                lines.append(
-                    f"ldr.w {a}, [{x}], #{8 * self.pixels}" if last else f"ldr.w {a}, [{x}, #{8 * p + offset}]"
-                )
+                last = second and not p
+                at = f"[{x}], #{8 * self.pixels}" if last else f"[{x}, #{8 * p + (0 if second else 4)}]"
+                lines.append(f"ldr.w {a}, {at}")
                 lines += [f"smlad {self._acc(p, c)}, {a}, {b[c]}, {self._acc(p, c)}" for c in (0, 1)]
         return lines
 
+    def step(self, quad: int) -> list[str]:
+        """Four k of all pixels and two channels; every instruction has four bytes."""
+        return self._step(quad % 2) if self.form == "wide" else self._step_decoded()
+
     def _turn(self) -> list[str]:
-        return [
-            line
-            for quad in range(UNROLL)
-            for line in (self._step_codebook() if self.codebook else self._step(quad % 2))
-        ]
+        return [line for quad in range(UNROLL) for line in self.step(quad)]
 
     def entry(self, quads: int) -> int:
         """Byte offset (and Thumb bit) of the step where the first turn begins, so that the turns sum up to `quads`."""
         skipped = range(-quads % UNROLL)
-        steps = (self._step_codebook() if self.codebook else self._step(quad % 2) for quad in skipped)
-        return 1 + sum(4 * len(step) for step in steps)  # every instruction of a step has 4 bytes
+        return 1 + sum(4 * len(self.step(quad)) for quad in skipped)
 
     # ---------------------------------------------------------------------------------------- output stage
     def _clamp(self, register: str, low: str, high: str) -> list[str]:
@@ -167,9 +146,8 @@ class Tile:
 
     def _requantise(self) -> list[str]:
         bm, m0, m1, zero = self._free[:4]
-        back = 0 if self.codebook else 8 - self.bits
-        lines = [f"ldr {bm}, [sp, #8]", f"ldrd {m0}, {m1}, [{bm}, #8]", f"add {bm}, {bm}, #16", f"str {bm}, [sp, #8]"]
-        lines.append(f"ldr {zero}, {self._slot('out_zero')}")
+        back = 8 - self.bits if self.form == "wide" else 0
+        lines = [f"ldr {bm}, [sp, #8]", f"ldrd {m0}, {m1}, [{bm}, #-8]", f"ldr {zero}, {self._slot('out_zero')}"]
         if self.bounded:
             lines += [f"ldr {self._free[0]}, {self._slot('low')}", f"ldr {self._free[4]}, {self._slot('high')}"]
         for p in range(self.pixels):
@@ -212,28 +190,71 @@ class Tile:
                 lines += [f"subs {valid}, {valid}, #1", "beq 7f", f"add {y}, {y}, {stride}"]
         return lines
 
+    # three pixels: the last ones of a tile may not exist; their distance is 0 and the first pixel is stored last
+    def _distances(self) -> list[str]:
+        """Replace (stride, valid) by the distances of the second and the third pixel from the first."""
+        second, valid, third = self._free[:3]
+        lines = [f"ldrd {second}, {valid}, {self._slot('stride')}", f"cmp {valid}, #3", "ite ge"]
+        lines += [f"lslge {third}, {second}, #1", f"movlt {third}, #0", f"cmp {valid}, #2", "it lt"]
+        return [*lines, f"movlt {second}, #0", f"strd {second}, {third}, {self._slot('stride')}"]
+
+    def _add_three(self) -> list[str]:
+        """As _add_residual."""
+        r, second, third, b, shift, t = self._free[:6]
+        lines = [f"ldr {r}, {self._slot('add_a')}", f"ldr {t}, {self._slot('add_const')}"]
+        lines += [f"mla r{i}, r{i}, {r}, {t}" for i in range(self.accumulators)]
+        lines += [f"ldr {x}, {self._slot(n)}" for x, n in ((r, "residual"), (b, "add_b"), (shift, "add_shift"))]
+        lines.append(f"ldrd {second}, {third}, {self._slot('stride')}")
+        for c in (0, 1):
+            for p, at in enumerate((f"[{r}]", f"[{r}, {second}]", f"[{r}, {third}]")):
+                acc = self._acc(p, c)
+                lines += [f"ldrsb {t}, {at}", f"mla {acc}, {t}, {b}, {acc}", f"asr {acc}, {acc}, {shift}"]
+                lines += [] if self.add_bounded else [f"ssat {acc}, #8, {acc}"]
+            lines.append(f"add {r}, {r}, #1")
+        lines.append(f"str {r}, {self._slot('residual')}")
+        if self.add_bounded:
+            lines += [f"ldr {r}, {self._slot('add_low')}", f"ldr {t}, {self._slot('add_high')}"]
+            for i in range(self.accumulators):
+                lines += self._clamp(f"r{i}", r, t)
+        return lines
+
+    def _store_three(self) -> list[str]:
+        """Store two channels of three pixels as half words, or the last one, and go on."""
+        y, second, third, left = self._free[:4]
+        lines = [f"ldr {left}, {self._slot('channels')}", f"subs {left}, {left}, #2"]
+        lines += [f"str {left}, {self._slot('channels')}", f"ldr {y}, [sp, #12]"]
+        lines += [f"ldrd {second}, {third}, {self._slot('stride')}", "blt 5f"]
+        lines += [f"bfi {self._acc(p, 0)}, {self._acc(p, 1)}, #8, #8" for p in range(3)]
+        lines += [f"strh {self._acc(2, 0)}, [{y}, {third}]", f"strh {self._acc(1, 0)}, [{y}, {second}]"]
+        lines += [f"strh {self._acc(0, 0)}, [{y}], #2", f"str {y}, [sp, #12]", "bgt.w 2b", "b 8f"]
+        lines += ["5:", f"strb {self._acc(2, 0)}, [{y}, {third}]", f"strb {self._acc(1, 0)}, [{y}, {second}]"]
+        return [*lines, f"strb {self._acc(0, 0)}, [{y}]", "8:"]
+
+    def _store_few(self) -> list[str]:
+        """The same for other numbers of pixels, by bytes."""
+        y, stride, valid, left, after = self._free[:5]
+        lines = [f"ldr {y}, [sp, #12]", f"ldr {stride}, {self._slot('stride')}", f"ldr {valid}, {self._slot('valid')}"]
+        lines += [f"ldr {left}, {self._slot('channels')}", f"add {after}, {y}, #2", f"str {after}, [sp, #12]"]
+        lines += [f"subs {left}, {left}, #2", f"str {left}, {self._slot('channels')}", "blt 5f", *self._store(2), "7:"]
+        lines += [f"ldr {left}, {self._slot('channels')}", f"cmp {left}, #0", "bgt.w 2b", "b 8f"]
+        return [*lines, "5:", *self._store(1), "7:", "8:"]
+
     def lines(self) -> list[str]:
         """The function body."""
-        x, w = self._free[:2]
-        t0, t1 = self._free[2:4]
-        y, stride, valid, left, first = self._free[:5]
+        (x, w), (t0, t1), three = self._free[:2], self._free[2:4], self.pixels == 3
         head = ["push {r0-r11, lr}", f"adr.w {t0}, 1f", f"ldr {t1}, {self._slot('entry')}", f"add {t0}, {t0}, {t1}"]
-        head += [f"str {t0}, {self._slot('entry')}"]
-        pair = ["2:", f"ldr {t0}, [sp, #8]", "ldrd r0, r1, [" + t0 + "]"]
+        head += [f"str {t0}, {self._slot('entry')}", *(self._distances() if three else [])]
+        pair = ["2:", f"ldr {t0}, [sp, #8]", f"ldrd r0, r1, [{t0}], #16", f"str {t0}, [sp, #8]"]
         pair += [f"mov {self._acc(p, c)}, r{c}" for p in range(1, self.pixels) for c in (0, 1)]
-        pair += [f"ldr {x}, [sp, #0]", f"ldr {w}, [sp, #4]", f"ldr {t1}, {self._slot('entry')}"]
-        if self.codebook:
+        pair.append(f"ldrd {x}, {w}, [sp]")
+        if self.form not in ("wide", "fields"):
             pair.append(f"ldr {t0}, {self._slot('table')}")
-        pair += [f"bx {t1}", ".p2align 2", "1:", *self._turn()]
-        end = "r11" if self.codebook else t0
+        pair += [f"ldr.w pc, {self._slot('entry')}", ".p2align 2", "1:", *self._turn()]
+        end = t0 if self.form == "wide" else "r11"
         pair += [f"ldr {end}, {self._slot('turns_end')}", f"cmp {x}, {end}", "bne.w 1b", f"str {w}, [sp, #4]"]
-        tail = [f"ldr {y}, [sp, #12]", f"ldr {stride}, {self._slot('stride')}", f"ldr {valid}, {self._slot('valid')}"]
-        tail += [f"ldr {left}, {self._slot('channels')}", f"add {first}, {y}, #2", f"str {first}, [sp, #12]"]
-        tail += [f"subs {left}, {left}, #2", f"str {left}, {self._slot('channels')}", "blt 5f", *self._store(2), "7:"]
-        tail += [f"ldr {left}, {self._slot('channels')}", f"cmp {left}, #0", "bgt.w 2b", "b 8f"]
-        tail += ["5:", *self._store(1), "7:", "8:", "add sp, sp, #16", "pop {r4-r11, pc}"]
-        add = self._add_residual() if self.residual else []
-        return [*head, *pair, *self._requantise(), *add, *tail]
+        add = (self._add_three() if three else self._add_residual()) if self.residual else []
+        store = self._store_three() if three else self._store_few()
+        return [*head, *pair, *self._requantise(), *add, *store, "add sp, sp, #16", "pop {r4-r11, pc}"]
 
     def function(self) -> tuple[str, str]:
         """LLVM IR and name; parameters x, w, bm, y and STACK_ARGS."""

@@ -5,7 +5,6 @@ Rows lie as `formats.WeightFormat.pack` leaves them: codes little-endian, the fi
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from xdeploy.formats import WeightFormat
@@ -49,36 +48,22 @@ _STRADDLE = """
     }
 """
 _DOT = """\
-/* acc[0] += sum over i < n of x[i] * (weight k + i of row w0), and acc[1] likewise of row w1. */
+/* Adds the sum over k < n of x[k] * (weight k of w), for every x and w. */
 static void {symbol}_dot(
-    const int8_t *x, const @type@ *w0, const @type@ *w1, int32_t k, int32_t n@book_parameter@, int32_t *acc)
+    @pointers@, int32_t n@book_parameter@, int32_t *acc)
 {
-    int32_t a0 = acc[0], a1 = acc[1];
-@align@
+    int32_t @locals@, k;
+
     for (; n >= @step@; n -= @step@) {
 @group@
-        x += @step@;
-        w0 += @bytes@;
-        w1 += @bytes@;
+@advance@
     }
     for (k = 0; k < n; ++k) {
-        a0 += x[k] * {symbol}_weight(w0, k@book@);
-        a1 += x[k] * {symbol}_weight(w1, k@book@);
+@rest@
     }
-    acc[0] = a0;
-    acc[1] = a1;
+@store@
 }
 """
-_ALIGN_8 = """
-    w0 += k;
-    w1 += k;"""
-_ALIGN = """
-    for (; n > 0 && k % @fields@ != 0; --n, ++k, ++x) { /* up to a code that begins a byte */
-        a0 += *x * {symbol}_weight(w0, k@book@);
-        a1 += *x * {symbol}_weight(w1, k@book@);
-    }
-    w0 += k / @fields@ * @planes@;
-    w1 += k / @fields@ * @planes@;"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +71,6 @@ class Decoder:
     """The C text that reads one weight format."""
 
     format: WeightFormat
-
-    @property
-    def fields(self) -> int:
-        """Codes from one byte boundary to the next."""
-        return 8 // math.gcd(8, self.format.bits)
 
     @property
     def step(self) -> int:
@@ -101,8 +81,7 @@ class Decoder:
         """Replace the format's keys, and others, in a text."""
         f, book = self.format, self.format.codebook
         return fill(
-            text, **values, bits=f.bits, mask=2**f.bits - 1, half=2 ** (f.bits - 1), fields=self.fields,
-            planes=self.fields * f.bits // 8, step=self.step, bytes=self.step * f.bits // 8,
+            text, **values, bits=f.bits, mask=2**f.bits - 1, half=2 ** (f.bits - 1), step=self.step,
             type="int8_t" if f.bits == 8 else "uint8_t", book=", book" if book else "",
             book_parameter=", const int8_t *book" if book else "",
         )  # fmt: skip
@@ -117,19 +96,37 @@ class Decoder:
         value = _CODEBOOK if self.format.codebook else _UNIFORM
         return self.fill(value + _WEIGHT, straddle=inner.rstrip(), const="" if straddles else "const ")
 
-    def dot(self) -> str:
-        """{symbol}_dot, which reads runs of weights."""
-        wide = self.step * self.format.bits // 8
-        lines = []
-        if self.format.bits < 8:
-            for name, row in (("p", "w0"), ("q", "w1")):
-                loads = ", ".join(f"{name}{i} = {row}[{i}]" for i in range(wide))
-                lines.append(f"const uint32_t {loads};")
-            lines.append("")
+    def dot(self, pixels: int, channels: int) -> str:
+        """{symbol}_dot, which multiplies `pixels` runs of codes with `channels` rows of weights, sums in registers.
+
+        Its arguments: pointers to the runs x0, x1, ... and to the rows w0, w1, ..., the codes of a run, the codebook
+        if there is one, and int32 acc[channels * pixels] to add to, the pixels of a channel side by side.
+        """
+        runs, rows = range(pixels), range(channels)
+        sums = [f"a{c}{p}" for c in rows for p in runs]
+        names = [f"{a} = acc[{i}]" for i, a in enumerate(sums)] + [f"v{c}" for c in rows] * (pixels > 1)
+        advance = [f"x{p} += {self.step};" for p in runs]
+        advance += [f"w{c} += {self.step * self.format.bits // 8};" for c in rows]
+        one = [line for c in rows for line in _products(c, f"{{symbol}}_weight(w{c}, k@book@)", "k", pixels)]
+        pointers = [f"const int8_t *x{p}" for p in runs] + [f"const @type@ *w{c}" for c in rows]
+        text = fill(
+            _DOT, pointers=", ".join(pointers), locals=", ".join(names), group=_lines(self._turn(pixels, channels)),
+            advance=_lines(advance), rest=_lines(one),
+            store="\n".join(f"    acc[{i}] = {a};" for i, a in enumerate(sums)),
+        )  # fmt: skip
+        return self.fill(text)
+
+    def _turn(self, pixels: int, channels: int) -> list[str]:
+        """One turn of the inner loop; bytes are loaded where they are first needed, which spares registers."""
+        lines: list[str] = []
+        bits = self.format.bits
         for i in range(self.step):
-            lines += [f"a0 += x[{i}] * {self._field('w0', 'p', i)};", f"a1 += x[{i}] * {self._field('w1', 'q', i)};"]
-        align = _ALIGN_8 if self.format.bits == 8 else _ALIGN
-        return self.fill(fill(_DOT, align=align, group=indent("\n".join(lines), 8)))
+            for c in range(channels):
+                if bits < 8:
+                    fresh = range((i * bits - 1) // 8 + 1, ((i + 1) * bits - 1) // 8 + 1)
+                    lines += [f"const uint32_t b{c}{n} = w{c}[{n}];" for n in fresh]
+                lines += _products(c, self._field(f"w{c}", f"b{c}", i), str(i), pixels)
+        return lines
 
     def _field(self, row: str, name: str, index: int) -> str:
         bits = self.format.bits
@@ -140,3 +137,15 @@ class Decoder:
         if offset + bits > 8:
             code = f"({code}) | ({name}{byte + 1} << {8 - offset})"
         return f"{{symbol}}_value({code}@book@)"
+
+
+def _products(channel: int, weight: str, at: str, pixels: int) -> list[str]:
+    """Multiply one weight with a code of every pixel."""
+    if pixels == 1:
+        return [f"a{channel}0 += x0[{at}] * {weight};"]
+    lines = [f"v{channel} = {weight};"]
+    return lines + [f"a{channel}{p} += x{p}[{at}] * v{channel};" for p in range(pixels)]
+
+
+def _lines(lines: list[str]) -> str:
+    return indent("\n".join(lines), 8)

@@ -61,6 +61,11 @@ class Shape:
         plain = self.kernel == (1, 1) and self.stride == (1, 1) and self.pads == (0, 0, 0, 0)
         return plain and self.groups == 1
 
+    @property
+    def shrinking(self) -> bool:
+        """Whether outputs, written tile by tile, never reach input pixels of later tiles: pointwise, no wider."""
+        return self.pointwise and self.out_channels <= self.channels
+
     @staticmethod
     def of(graph: LoweredGraph, node: Node) -> Shape:
         """Read the geometry from the node's tensors and attributes."""
@@ -77,6 +82,11 @@ def is_depthwise(graph: LoweredGraph, node: Node) -> bool:
     return node.op == "conv2d" and node.attrs["groups"] == graph.tensors[node.inputs[0]].shape[-1] == len(
         node.consts["codes"]
     )
+
+
+def strain(target: Target) -> float:
+    """How many times more instructions compiled rows take: Armv6-M has eight registers and no long multiplication."""
+    return 2.3 if "armv6m" in target.features else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +118,7 @@ class DotRow:
         per_mac = 1.0 + (self.pixels + self.channels * (1.0 + decode)) / tile
         taps = shape.kernel[0] * shape.kernel[1]
         gather = 0.0 if self.direct(shape) else (3.0 * shape.row + 12.0 * taps) * shape.pixels * shape.groups
-        return per_mac * macs(graph, node) + gather + 20.0 * shape.pixels * shape.out_channels
+        return strain(target) * (per_mac * macs(graph, node) + gather + 20.0 * shape.pixels * shape.out_channels)
 
     def workspace(self, graph: LoweredGraph, node: Node) -> int:
         """P window rows."""

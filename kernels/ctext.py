@@ -54,6 +54,49 @@ static int32_t {symbol}_end(int32_t at, int32_t dilation, int32_t taps, int32_t 
     return taps;
 }
 """
+GATHER = """\
+/* Copies n codes. */
+static void {symbol}_copy(const int8_t *from, int8_t *to, int32_t n)
+{
+    for (; n >= 4; n -= 4, from += 4, to += 4) {
+        const int8_t a = from[0], b = from[1], c = from[2], d = from[3];
+
+        to[0] = a;
+        to[1] = b;
+        to[2] = c;
+        to[3] = d;
+    }
+    for (; n > 0; --n) {
+        *to++ = *from++;
+    }
+}
+/* Copies a window whose first tap is (top, left), `depth` codes per tap; taps outside the input become `zero`. */
+static void {symbol}_gather(
+    const int8_t *x, int8_t *to, int32_t zero, int32_t top, int32_t left, int32_t height, int32_t width,
+    int32_t channels, int32_t depth, int32_t kernel_y, int32_t kernel_x, int32_t dilation_y, int32_t dilation_x)
+{
+    /* the taps of one line lie side by side in the input */
+    const int32_t whole = dilation_x == 1 && depth == channels && left >= 0 && left + kernel_x <= width;
+    int32_t ky, kx, i;
+
+    for (ky = 0; ky < kernel_y; ++ky) {
+        const int32_t iy = top + ky * dilation_y, line = iy >= 0 && iy < height;
+        const int32_t taps = line && whole ? kernel_x : 1;
+
+        for (kx = 0; kx < kernel_x; kx += taps, to += taps * depth) {
+            const int32_t ix = left + kx * dilation_x;
+
+            if (line && ix >= 0 && ix < width) {
+                {symbol}_copy(x + (iy * width + ix) * channels, to, taps * depth);
+            } else {
+                for (i = 0; i < depth; ++i) {
+                    to[i] = (int8_t)zero;
+                }
+            }
+        }
+    }
+}
+"""
 
 
 def fill(text: str, **values: object) -> str:

@@ -19,7 +19,7 @@ from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import macs
 from xdeploy.target import Target
 
-from .conv import Shape, is_depthwise
+from .conv import Shape, is_depthwise, strain
 from .snippets import OutputStage, Source, weight_consts
 from .weights import RowLayout
 
@@ -43,7 +43,7 @@ class DepthwiseRow:
 
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
         """Two loads and a multiply-accumulate per tap, and the output stage."""
-        return 3.5 * macs(graph, node) + 25.0 * graph.tensors[node.output].size
+        return strain(target) * (3.5 * macs(graph, node) + 25.0 * graph.tensors[node.output].size)
 
     def workspace(self, graph: LoweredGraph, node: Node) -> int:
         """Padded rows, then decoded weights."""

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xdeploy.kernel import KERNELS, Code, Kernel
+from xdeploy.kernel import KERNELS, Code, Kernel, always
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.target import Target
 
-from .snippets import Source, clamp
+from .snippets import OutputStage, Source, clamp
 
 
 def _everywhere(graph: LoweredGraph, node: Node, target: Target) -> bool:
@@ -59,6 +59,30 @@ def _lut_emit(graph: LoweredGraph, node: Node, target: Target) -> Code:
     return s.code()
 
 
+def _mul_emit(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    """Product of the centred codes; a gate of one value per channel is read again for every pixel."""
+    a, out, s = node.attrs, graph.tensors[node.output], Source()
+    s.input(0, "X")
+    s.input(1, "G")
+    s.output("Y")
+    stage = OutputStage(s, node)
+    multiplier = s.integer("multiplier", int(node.consts["multiplier"][0]))
+    x_zero, g_zero = s.integer("x_zero", a["a_zero"]), s.integer("g_zero", a["b_zero"])
+
+    def write(at: str, gate: str) -> None:
+        product = f'(T.cast(X[{at}], "int32") - {x_zero}) * (T.cast(G[{gate}], "int32") - {g_zero})'
+        stage(s, product, multiplier, at)
+
+    if graph.tensors[node.inputs[1]].size == out.size:
+        with s.block(_elements(s, graph, node)):
+            write("i", "i")
+        return s.code()
+    pixels, channels = s.integer("pixels", out.size // out.shape[-1]), s.integer("channels", out.shape[-1])
+    with s.block(f"for p in range({pixels}):"), s.block(f"for c in range({channels}):"):
+        write(f"p * {channels} + c", "c")
+    return s.code()
+
+
 def _softmax_emit(graph: LoweredGraph, node: Node, target: Target) -> Code:
     """Per row: largest code, sum of exponentials, then one unsigned 32-bit division per class."""
     shape = graph.tensors[node.output].shape
@@ -97,17 +121,17 @@ def _register(
     instructions: float,
     emit: Callable[[LoweredGraph, Node, Target], Code],
     pack: Callable[[LoweredGraph, Node], Mapping[str, NDArray[Any]]] = _nothing,
-    in_place: bool = True,
 ) -> None:
     def cost(graph: LoweredGraph, node: Node, target: Target) -> float:
         return instructions * graph.tensors[node.output].size
 
     name = f"{op}_s8_-_1x1__tir"
-    KERNELS.add(name, Kernel(name, op, "-", "tir", _everywhere, cost, lambda graph, node: 0, pack, emit, in_place))
+    KERNELS.add(name, Kernel(name, op, "-", "tir", _everywhere, cost, lambda graph, node: 0, pack, emit, always))
 
 
 _register("add", 9.0, _scaled_emit)
 _register("rescale", 7.0, _scaled_emit)
+_register("mul", 14.0, _mul_emit)  # never over the gate: it may be shorter, and is read again
 _register("clamp", 5.0, _clamp_emit)
 _register("lut", 5.0, _lut_emit, _table)
 _register("softmax", 30.0, _softmax_emit, _table)

@@ -1,8 +1,13 @@
-"""Generic rows that move codes: pad, slice, concat, transpose. Loops run in output order over contiguous channels."""
+"""Generic rows that move codes: pad, slice, concat, transpose, resize. Loops run in output order, channels inside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from xdeploy.kernel import KERNELS, Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
@@ -99,14 +104,84 @@ def _concat_emit(graph: LoweredGraph, node: Node, target: Target) -> Code:
     return s.code()
 
 
-def _register(op: str, emit: Callable[[LoweredGraph, Node, Target], Code]) -> None:
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Sources of one resized axis: `count` steps of `step` from `start`, each used `repeat` times; or a table."""
+
+    indices: tuple[int, ...]
+    repeat: int = 1
+    start: int = 0
+    step: int = 0  # 0: no progression, the indices are looked up
+
+    @property
+    def count(self) -> int:
+        """Distinct steps."""
+        return len(self.indices) // self.repeat
+
+    @property
+    def table(self) -> NDArray[Any]:
+        """The indices in the narrowest type that holds them."""
+        return np.array(self.indices, np.uint16 if max(self.indices) < 1 << 16 else np.int32)
+
+
+def axis(indices: tuple[int, ...]) -> Axis:
+    """Recognise indices that loops can count: each repeated equally often, then a constant step forward."""
+    repeat = next((k for k, i in enumerate(indices) if i != indices[0]), len(indices))
+    steps = indices[::repeat]
+    step = steps[1] - steps[0] if len(steps) > 1 else 1
+    counted = tuple(steps[0] + k // repeat * step for k in range(len(indices)))
+    return Axis(indices, repeat, indices[0], step) if step > 0 and counted == indices else Axis(indices)
+
+
+def resize_axes(node: Node) -> dict[str, Axis]:
+    """The rows and the columns of a resize node."""
+    return {key: axis(tuple(node.attrs[key])) for key in ("rows", "cols")}
+
+
+def resize_tables(graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
+    """The tables of the axes that are looked up."""
+    return {key: a.table for key, a in resize_axes(node).items() if not a.step}
+
+
+def _axis_loops(a: Axis, name: str, table: str) -> tuple[list[str], str, str]:
+    """Loop heads, output index and source index of one axis."""
+    if not a.step:
+        return [f"for {name} in range({a.count}):"], name, f'T.cast({table}[{name}], "int32")'
+    heads = [f"for {name} in range({a.count}):"]
+    heads += [f"for {name}_again in range({a.repeat}):"] if a.repeat > 1 else []
+    to = f"({name} * {a.repeat} + {name}_again)" if a.repeat > 1 else name
+    return heads, to, f"({a.start} + {name} * {a.step})"
+
+
+def _resize_emit(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    (_, width, channels), columns = graph.tensors[node.inputs[0]].shape, len(node.attrs["cols"])
+    s, axes = Source(), resize_axes(node)
+    s.input(0, "X")
+    for key, array in resize_tables(graph, node).items():
+        s.const(key.upper(), key, str(array.dtype))
+    s.output("Y")
+    rows, to_row, row = _axis_loops(axes["rows"], "y", "ROWS")
+    cols, to_col, col = _axis_loops(axes["cols"], "x", "COLS")
+    line = f"Y[({to_row} * {columns} + {to_col}) * {channels} + c] = X[({row} * {width} + {col}) * {channels} + c]"
+    _nest(s, [*rows, *cols, f"for c in range({channels}):"], line)
+    return s.code()
+
+
+Pack = Callable[[LoweredGraph, Node], Mapping[str, NDArray[Any]]]
+
+
+def _nothing(graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
+    return {}
+
+
+def _register(op: str, emit: Callable[[LoweredGraph, Node, Target], Code], pack: Pack = _nothing) -> None:
     name = f"{op}_s8_-_1x1__tir"
     KERNELS.add(
         name,
         Kernel(
             name, op, "-", "tir", lambda graph, node, target: True,
             lambda graph, node, target: 4.0 * graph.tensors[node.output].size, lambda graph, node: 0,
-            lambda graph, node: {}, emit,
+            pack, emit,
         ),
     )  # fmt: skip
 
@@ -118,3 +193,4 @@ for _op, _emit in (
     ("transpose", _transpose_emit),
 ):
     _register(_op, _emit)
+_register("resize", _resize_emit, resize_tables)

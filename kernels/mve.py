@@ -26,7 +26,9 @@ from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
 from .conv import Shape
-from .mve_block import CHANNELS, CHUNK, PLANES, STACK_ARGS, BlockTile, clip_rows, fill_run, move_rows, move_run
+from .mve_block import CHANNELS, CHUNK, PLANES, STACK_ARGS, BlockTile, fill_run, move_run
+from .mvegather import STACK_ARGS as GATHER_ARGS
+from .mvegather import gather_tile
 from .snippets import channel_consts
 from .windows import WindowWriter
 
@@ -81,6 +83,11 @@ class MveRow:
     def direct(self, shape: Shape) -> bool:
         """Whether the input is read in place: pixels are whole chunks, and pairs of them whole."""
         return shape.pointwise and shape.row % CHUNK == 0 and (self.op == "linear" or shape.pixels % 2 == 0)
+
+    def in_place(self, graph: LoweredGraph, node: Node) -> bool:
+        """A gathered tile's outputs are written after its windows were read."""
+        shape = Shape.of(graph, node)
+        return shape.shrinking and not self.direct(shape)
 
     def tile(self, node: Node) -> BlockTile:
         """The assembly function this node needs."""
@@ -145,8 +152,6 @@ class _Writer(WindowWriter):
             s.const("E", "codebook", "int8")
         s.integer("row", _row(shape))
         s.integer("decoded_at", row.decoded_at(shape))
-        # first rows 0..reach_y keep the window inside the input
-        s.integer("reach_y", shape.height - (shape.kernel[0] - 1) * shape.dilation[0] - 1)
 
     def write(self) -> Code:
         """The whole function."""
@@ -170,7 +175,20 @@ class _Writer(WindowWriter):
         if self.row.format.codebook and self.shape.row % CHUNK:  # code 0 need not be the value 0
             with s.block("for p in range(T.max(tile, 1)):"):
                 self.call(fill_run(), "T.address_of(P[p * row + kh * run])", "row - kh * run", "0")
+        if self.shape.pointwise and self.shape.row % CHUNK == 0:
+            return self._copied(arguments)
+        if self.shape.dilation[1] == 1:
+            return self._gathered(arguments)
         return self.code(lambda: self.call(self.tile.function(), *arguments))
+
+    def _copied(self, arguments: list[str]) -> Code:
+        """The pixels of a pointwise layer's tile are copied at once."""
+        s = self.source
+        with s.block("for t in range(T.max(tiles, 1)):"):
+            s("valid: T.let[T.int32] = T.min(pixels - t * tile, tile)")
+            self.call(move_run(), "T.address_of(X[t * tile * row])", "T.address_of(P[0])", "valid * row")
+            self.call(self.tile.function(), *arguments)
+        return s.code("".join(self._functions.values()))
 
     def _in_place(self, arguments: list[str]) -> Code:
         """All pixels as one tile, nothing gathered."""
@@ -179,22 +197,22 @@ class _Writer(WindowWriter):
             self.call(self.tile.function(), *arguments)
         return self.source.code("".join(self._functions.values()))
 
-    def gather(self) -> None:
-        """By one call, unless taps lie apart."""
-        s = self.source
-        if self.shape.dilation[1] > 1:
-            super().gather()
-            return
-        rows = (
-            "T.address_of(X[(at[0] * width + at[1]) * channels])", "T.address_of(P[p * row])", "run", "kh",
-            "dy * width * channels",
-        )  # fmt: skip
-        with s.block("if at[0] >= 0 and at[0] <= reach_y and at[1] >= 0 and at[1] <= reach:"):
-            self.call(move_rows(), *rows)
-        with s.block("else:"):
-            s("lead: T.let[T.int32] = T.min(T.max(0 - at[1], 0) * channels, run)")
-            s("count: T.let[T.int32] = T.min((width - at[1]) * channels, run) - lead")
-            self.call(clip_rows(), *rows, "lead", "count", "at[0]", "dy", "height", "in_zero")
+    def _gathered(self, arguments: list[str]) -> Code:
+        """All windows of a tile by one call."""
+        s, shape = self.source, self.shape
+        s.integer("out_width", shape.out_width)
+        # first rows and columns that keep the window inside the input
+        s.integer("inside_y", max(shape.height - (shape.kernel[0] - 1) * shape.dilation[0], 0))
+        s.integer("inside_x", max(shape.width - shape.kernel[1] + 1, 0))
+        known = {"count": "valid", "line": "width * channels", "down": "dy * width * channels"}
+        with s.block("for t in range(T.max(tiles, 1)):"):
+            s("valid: T.let[T.int32] = T.min(pixels - t * tile, tile)")
+            s("oy: T.let[T.int32] = T.truncdiv(t * tile, out_width)")
+            places = ("oy * sy + first_y", "(t * tile - oy * out_width) * sx + first_x")
+            pointers = ("T.address_of(X[0])", "T.address_of(P[0])")
+            self.call(gather_tile(), *pointers, *places, *(known.get(name, name) for name in GATHER_ARGS))
+            self.call(self.tile.function(), *arguments)
+        return s.code("".join(self._functions.values()))
 
     def move(self, source: str, to: str, count: str) -> None:
         """Copy bytes."""
@@ -208,7 +226,7 @@ class _Writer(WindowWriter):
 def _register(op: str, name: str, pixels: int) -> None:
     row = MveRow(op, FORMATS[name], pixels)
     kernel = f"{op}_s8_{row.format.short}_{pixels}x{CHANNELS}__mve"
-    parts = (row.applies, row.cost, row.workspace, row.pack, row.emit)
+    parts = (row.applies, row.cost, row.workspace, row.pack, row.emit, row.in_place)
     KERNELS.add(kernel, Kernel(kernel, op, row.format.short, "mve", *parts))
 
 

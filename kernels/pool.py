@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from xdeploy.kernel import KERNELS, Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.target import Target
 
+from .halves import settle
 from .snippets import Source, clamp
 
 
@@ -51,8 +52,25 @@ def _max_emit(graph: LoweredGraph, node: Node, target: Target) -> Code:
 
 
 def _avg_emit(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    return avg_code(graph, node, _sum_up)
+
+
+def _sum_up(s: Source, c: int, w: int) -> str:
+    """S[c] = sum of the centred codes of the window."""
+    with s.block(f"for c in range({c}):"):
+        s("S[c] = count * (0 - in_zero)")
+    with s.block("for y in range(y1 - y0):"), s.block("for x in range(x1 - x0):"):
+        s(f"at: T.let[T.int32] = ((y0 + y) * {w} + x0 + x) * {c}")
+        with s.block(f"for c in range({c}):"):
+            s('S[c] = S[c] + T.cast(X[at + c], "int32")')
+    return ""
+
+
+def avg_code(graph: LoweredGraph, node: Node, sum_up: Callable[[Source, int, int], str]) -> Code:
+    """Average pooling; `sum_up` writes what fills S for the window y0..y1, x0..x1, and gives LLVM IR to import."""
     (oh, ow, c), w = graph.tensors[node.output].shape, graph.tensors[node.inputs[0]].shape[1]
     a = node.attrs
+    taps = int(a["kernel"][0] * a["kernel"][1])
     s = Source()
     s.input(0, "X")
     s.const("M", "multiplier", "int32")
@@ -60,26 +78,28 @@ def _avg_emit(graph: LoweredGraph, node: Node, target: Target) -> Code:
     s.workspace("S", "int32")
     s.integer("in_zero", a["in_zero"])
     s.integer("out_zero", a["out_zero"])
+    if a.get("tie", 0):
+        s.integer("mantissa", a["tie"])
+        s.local("E", 4, "int64")
     with s.block(f"for oy in range({oh}):"), s.block(f"for ox in range({ow}):"):
         _window(s, graph, node)
         s("count: T.let[T.int32] = (y1 - y0) * (x1 - x0)")
+        ir = sum_up(s, c, w)
+        s(f"divisor: T.let[T.int32] = {taps if a['include_pad'] else 'T.max(count, 1)'}")
+        s('m: T.let[T.int64] = T.cast(M[divisor - 1], "int64")')
+        total = f"T.shift_left(S[c], {a['shift']})" if a["shift"] else "S[c]"
+        product, at = f'T.cast({total}, "int64") * m', f"(oy * {ow} + ox) * {c} + c"
         with s.block(f"for c in range({c}):"):
-            s("S[c] = count * (0 - in_zero)")
-        with s.block("for y in range(y1 - y0):"), s.block("for x in range(x1 - x0):"):
-            s(f"at: T.let[T.int32] = ((y0 + y) * {w} + x0 + x) * {c}")
+            code = f'T.cast(T.shift_right({product} + T.int64(2147483648), T.int64(32)), "int32") + out_zero'
+            s(f"Y[{at}] = {clamp(code, a['low'], a['high'])}")
+        if a.get("tie", 0):
             with s.block(f"for c in range({c}):"):
-                s('S[c] = S[c] + T.cast(X[at + c], "int32")')
-        which = str(a["kernel"][0] * a["kernel"][1] - 1) if a["include_pad"] else "T.max(count, 1) - 1"
-        s(f'm: T.let[T.int64] = T.cast(M[{which}], "int64")')
-        with s.block(f"for c in range({c}):"):
-            total = f"T.shift_left(S[c], {a['shift']})" if a["shift"] else "S[c]"
-            product = f'T.cast({total}, "int64") * m + T.int64(2147483648)'
-            code = f'T.cast(T.shift_right({product}, T.int64(32)), "int32") + out_zero'
-            s(f"Y[(oy * {ow} + ox) * {c} + c] = {clamp(code, a['low'], a['high'])}")
-    return s.code()
+                settle(s, product, at, a, (w * c, c), 32 + taps.bit_length())
+    return s.code(ir)
 
 
-def _avg_pack(graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
+def avg_pack(graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
+    """The multiplier of every number of taps."""
     return {"multiplier": node.consts["multiplier"].astype(np.int32)}
 
 
@@ -95,6 +115,6 @@ KERNELS.add(
     Kernel(
         "avg_pool2d_s8_-_1x1__tir", "avg_pool2d", "-", "tir", _everywhere,
         lambda graph, node, target: 4.0 * _taps(graph, node) + 20.0 * graph.tensors[node.output].size,
-        lambda graph, node: 4 * graph.tensors[node.output].shape[-1], _avg_pack, _avg_emit,
+        lambda graph, node: 4 * graph.tensors[node.output].shape[-1], avg_pack, _avg_emit,
     ),
 )  # fmt: skip

@@ -1,9 +1,11 @@
 """Convolution and linear rows of plain C99 for every weight format: the portable form, for any compiler and CPU.
 
-One pixel by two output channels at a time. Weight rows lie as `formats.WeightFormat.pack` leaves them and are decoded
-inside the multiply-accumulate loop, a few codes per step. The input zero point is folded into the bias, and taps
-outside the input read a row of zero points, so that the inner loop knows no borders; the taps of one line of a window
-that lie side by side in the input are one run of it. No workspace.
+Convolutions run two pixels by two output channels at a time, linear layers four channels: so many sums stay in
+registers, and a decoded weight serves two pixels. Weight rows lie as `formats.WeightFormat.pack` leaves them and are
+decoded inside the multiply-accumulate loop, a few codes per step. The windows of the two pixels are gathered into the
+workspace once for all channels, with the zero point where they leave the input, so that the inner loop knows no
+borders; pointwise layers read them where they lie. Depthwise layers run four channels at a time, from weights that lie
+tap by tap.
 """
 
 from __future__ import annotations
@@ -23,71 +25,80 @@ from xdeploy.target import Target
 
 from .cdecode import Decoder
 from .conv import Shape
-from .ctext import CLAMP, REQUANTISE, SHIFT, WINDOW, fill, function, indent
+from .ctext import CLAMP, GATHER, REQUANTISE, SHIFT, WINDOW, fill, function
 from .snippets import channel_consts
 
-_STORE = """\
-for (i = 0; i < pair; ++i) {
-    const int32_t at = @at@ + i;
-    const int32_t code = {symbol}_requantise(acc[i] * lift, multiplier[o + i], out_zero, low, high);
-
-    y[at] = (int8_t)@result@;
-}"""
 _RESIDUAL = "{symbol}_clamp({symbol}_shift(add_a * code + add_b * r[at] + add_const, add_shift), add_low, add_high)"
+_CODE = "{symbol}_requantise(@sum@ * lift, multiplier[@channel@], out_zero, low, high)"
 _LINEAR = """\
 {
+    const int32_t last = outputs - 1;
     int32_t o, i;
 
-    for (o = 0; o < outputs; o += 2) {
-        const int32_t pair = o + 1 < outputs ? 2 : 1;
-        const @type@ *w0 = w + o * row_bytes;
-        int32_t acc[2];
+    for (o = 0; o < outputs; o += @channels@) {
+        const int32_t valid = outputs - o < @channels@ ? outputs - o : @channels@;
+        int32_t acc[@channels@];
 
-        acc[0] = bias[o];
-        acc[1] = bias[o + pair - 1];
-        {symbol}_dot(x, w0, w0 + (pair - 1) * row_bytes, 0, inputs@book@, acc);
-@store@
+        for (i = 0; i < @channels@; ++i) {
+            acc[i] = bias[o + i < last ? o + i : last];
+        }
+        {symbol}_dot(x, @rows@, inputs@book@, acc);
+        for (i = 0; i < valid; ++i) {
+            const int32_t at = o + i;
+            const int32_t code = @code@;
+
+            y[at] = (int8_t)@result@;
+        }
     }
 }
 """
 _CONV = """\
 {
-    int32_t oy, ox, g, o, ky, kx, i;
+    const int32_t pixels = out_height * out_width, taps = kernel_y * kernel_x;
+    int32_t g, t, p, o, i;
 
-    for (oy = 0; oy < out_height; ++oy) {
-        for (ox = 0; ox < out_width; ++ox) {
-            const int32_t top = oy * stride_y - pad_y, left = ox * stride_x - pad_x;
-            /* the taps of one line lie side by side in the input */
-            const int side_by_side = dilation_x == 1 && groups == 1 && left >= 0 && left + kernel_x <= width;
+    for (g = 0; g < groups; ++g) {
+        const int32_t end = (g + 1) * group_outputs;
+        int32_t top = -pad_y, left = -pad_x;
 
-            for (g = 0; g < groups; ++g) {
-                const int32_t end = (g + 1) * group_outputs;
+        for (t = 0; t < pixels; t += 2) {
+            const int32_t both = t + 1 < pixels ? 2 : 1;
+            const int8_t *windows[2];
 
-                for (o = g * group_outputs; o < end; o += 2) {
-                    const int32_t pair = o + 1 < end ? 2 : 1;
-                    const @type@ *w0 = w + o * row_bytes, *w1 = w0 + (pair - 1) * row_bytes;
-                    int32_t acc[2];
+            for (p = 0; p < both; ++p) {
+                if (direct != 0) {
+                    windows[p] = x + (top * width + left) * channels + g * depth;
+                } else {
+                    int8_t *to = window + p * taps * depth;
 
-                    acc[0] = bias[o];
-                    acc[1] = bias[o + pair - 1];
-                    for (ky = 0; ky < kernel_y; ++ky) {
-                        const int32_t iy = top + ky * dilation_y;
-                        const int line = iy >= 0 && iy < height;
-                        const int32_t taps = line && side_by_side ? kernel_x : 1;
+                    windows[p] = to;
+                    {symbol}_gather(
+                        x + g * depth, to, in_zero, top, left, height, width, channels, depth, kernel_y, kernel_x,
+                        dilation_y, dilation_x);
+                }
+                left += stride_x;
+                if (left == out_width * stride_x - pad_x) {
+                    left = -pad_x;
+                    top += stride_y;
+                }
+            }
+            for (o = g * group_outputs; o < end; o += 2) {
+                const int32_t pair = o + 1 < end ? 2 : 1;
+                const @type@ *w0 = w + o * row_bytes;
+                int32_t acc[4];
 
-                        for (kx = 0; kx < kernel_x; kx += taps) {
-                            const int32_t ix = left + kx * dilation_x, k = (ky * kernel_x + kx) * depth;
+                acc[0] = bias[o];
+                acc[1] = acc[0];
+                acc[2] = bias[o + pair - 1];
+                acc[3] = acc[2];
+                {symbol}_dot(windows[0], windows[both - 1], w0, w0 + (pair - 1) * row_bytes, taps * depth@book@, acc);
+                for (i = 0; i < pair; ++i) {
+                    for (p = 0; p < both; ++p) {
+                        const int32_t at = (t + p) * out_channels + o + i;
+                        const int32_t code = @code@;
 
-                            if (line && ix >= 0 && ix < width) {
-                                const int8_t *from = x + (iy * width + ix) * channels + g * depth;
-
-                                {symbol}_dot(from, w0, w1, k, taps * depth@book@, acc);
-                            } else {
-                                {symbol}_dot(padding, w0, w1, k, depth@book@, acc);
-                            }
-                        }
+                        y[at] = (int8_t)@result@;
                     }
-@store@
                 }
             }
         }
@@ -96,7 +107,7 @@ _CONV = """\
 """
 _DEPTHWISE = """\
 {
-    int32_t oy, ox, g, o, ky, kx;
+    int32_t oy, ox, g, o, ky, kx, i, wide;
 
     for (oy = 0; oy < out_height; ++oy) {
         const int32_t top = oy * stride_y - pad_y;
@@ -108,28 +119,49 @@ _DEPTHWISE = """\
             const int32_t kx0 = {symbol}_first(left, dilation_x);
             const int32_t kx1 = {symbol}_end(left, dilation_x, kernel_x, width);
 
-            for (g = 0; g < groups; ++g) {
-                for (o = g * group_outputs; o < (g + 1) * group_outputs; ++o) {
-                    const int32_t at = (oy * out_width + ox) * out_channels + o;
-                    const @type@ *row = w + o * row_bytes;
-                    int32_t acc = bias[o], code;
+            for (g = 0; g < groups; g += wide) {
+                wide = group_outputs == 1 && groups - g >= 4 ? 4 : 1;
+                for (o = g * group_outputs; o < (g + wide) * group_outputs; o += wide) {
+                    const int32_t *b = bias + o;
+                    int32_t acc[4], a0 = b[0], a1 = b[wide / 4], a2 = b[wide / 4 * 2], a3 = b[wide / 4 * 3];
 
                     for (ky = ky0; ky < ky1; ++ky) {
                         int32_t from = ((top + ky * dilation_y) * width + left + kx0 * dilation_x) * groups + g;
+                        int32_t row = (ky * kernel_x + kx0) * row_bytes;
 
                         for (kx = kx0; kx < kx1; ++kx) {
-                            acc += (x[from] - in_zero) * {symbol}_weight(row, ky * kernel_x + kx@book@);
+                            const int8_t *c = x + from;
+                            const @type@ *k = w + row;
+
+                            a0 += (c[0] - in_zero) * {symbol}_weight(k, o@book@);
+                            if (wide == 4) { /* channels that lie side by side */
+                                a1 += (c[1] - in_zero) * {symbol}_weight(k, o + 1@book@);
+                                a2 += (c[2] - in_zero) * {symbol}_weight(k, o + 2@book@);
+                                a3 += (c[3] - in_zero) * {symbol}_weight(k, o + 3@book@);
+                            }
                             from += dilation_x * groups;
+                            row += row_bytes;
                         }
                     }
-                    code = {symbol}_requantise(acc * lift, multiplier[o], out_zero, low, high);
-                    y[at] = (int8_t)@result@;
+                    acc[0] = a0;
+                    acc[1] = a1;
+                    acc[2] = a2;
+                    acc[3] = a3;
+                    for (i = 0; i < wide; ++i) {
+                        const int32_t at = (oy * out_width + ox) * out_channels + o + i;
+                        const int32_t code = @code@;
+
+                        y[at] = (int8_t)@result@;
+                    }
                 }
             }
         }
     }
 }
 """
+
+
+PIXELS, CHANNELS = 2, 4  # pixels of a convolution's tile, channels of a linear layer's
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,20 +185,24 @@ class PortableRow:
             return 20.0 * macs(graph, node) + 60.0 * outputs
         return 8.0 * macs(graph, node) + (30.0 * shape.kernel[0] * shape.kernel[1] + 40.0) * outputs
 
+    def direct(self, shape: Shape) -> bool:
+        """Whether windows are read where they lie in the input."""
+        return shape.kernel == (1, 1) and not any(shape.pads)
+
     def workspace(self, graph: LoweredGraph, node: Node) -> int:
-        """None."""
-        return 0
+        """The windows of two pixels, where they are gathered."""
+        shape = Shape.of(graph, node)
+        gathered = self.op == "conv2d" and not self.depthwise and not self.direct(shape)
+        return PIXELS * shape.row if gathered else 0
 
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
-        """Weight rows, bias (folded, but for depthwise), multiplier, codebook, zero points for taps outside."""
+        """Weight rows (of depthwise layers one per tap), bias (folded, but for depthwise), multiplier, codebook."""
         shape = Shape.of(graph, node)
         codes = node.consts["codes"].reshape(shape.out_channels, shape.row)
-        weights = np.ascontiguousarray(codes) if self.format.bits == 8 else self.format.pack(codes)
-        consts: dict[str, NDArray[Any]] = {"weights": weights, **channel_consts(node)}
+        codes = np.ascontiguousarray(codes.T if self.depthwise else codes)
+        consts = {"weights": codes if self.format.bits == 8 else self.format.pack(codes), **channel_consts(node)}
         if self.depthwise:
             consts["bias"] = node.consts["bias"].astype(np.int32)
-        elif self.op == "conv2d":
-            consts["padding"] = np.full(shape.per_group if any(shape.pads) else 1, node.attrs["in_zero"], np.int8)
         if self.format.codebook:
             consts["codebook"] = node.consts["codebook"].astype(np.int8)
         return consts
@@ -174,41 +210,46 @@ class PortableRow:
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """Decoding and output stage around the loops."""
         decoder, shape, residual = Decoder(self.format), Shape.of(graph, node), has_residual(node)
-        kind, helpers = decoder.fill("@type@"), [decoder.weight()]
+        conv = self.op == "conv2d" and not self.depthwise
+        helpers = [decoder.weight()]
         if not self.depthwise:
-            helpers.append(decoder.dot())
-        helpers += [CLAMP, REQUANTISE, *([SHIFT] if residual else []), *([WINDOW] if self.depthwise else [])]
-        pointers = {"const int8_t *x": Arg("input"), f"const {kind} *w": Arg("const", name="weights"),
+            helpers.append(decoder.dot(PIXELS, 2) if conv else decoder.dot(1, CHANNELS))
+        helpers += [CLAMP, REQUANTISE, *([SHIFT] if residual else [])]
+        helpers += [GATHER] * conv + [WINDOW] * self.depthwise
+        pointers = {"const int8_t *x": Arg("input"), f"const {decoder.fill('@type@')} *w": Arg("const", name="weights"),
                     "const int32_t *bias": Arg("const", name="bias"),
                     "const int32_t *multiplier": Arg("const", name="multiplier")}  # fmt: skip
         if self.format.codebook:
             pointers["const int8_t *book"] = Arg("const", name="codebook")
-        if self.op == "conv2d" and not self.depthwise:
-            pointers["const int8_t *padding"] = Arg("const", name="padding")
         if residual:
             pointers["const int8_t *r"] = Arg("input", index=1)
         pointers["int8_t *y"] = Arg("output")
+        if conv:
+            pointers["int8_t *window"] = Arg("workspace")
         geometry = self._geometry(shape, node)
         return function(self._body(decoder, residual), pointers, {**geometry, **_stage(node)}, helpers)
 
     def _body(self, decoder: Decoder, residual: bool) -> str:
-        result = _RESIDUAL if residual else "code"
-        if self.depthwise:
-            return decoder.fill(_DEPTHWISE, result=result)
-        linear = self.op == "linear"
-        at = "o" if linear else "(oy * out_width + ox) * out_channels + o"
-        store = indent(fill(_STORE, at=at, result=result), 8 if linear else 20)
-        return decoder.fill(fill(_LINEAR if linear else _CONV, store=store))
+        body, at = _LINEAR, "acc[i]"
+        if self.op == "conv2d":
+            body, at = (_DEPTHWISE, "acc[i]") if self.depthwise else (_CONV, f"acc[i * {PIXELS} + p]")
+        rows = ", ".join(f"w + (o + {c} < last ? o + {c} : last) * row_bytes" for c in range(CHANNELS))
+        code = fill(_CODE, sum=at, channel="o + i")
+        return decoder.fill(
+            fill(body, rows=rows, code=code, result=_RESIDUAL if residual else "code"), channels=CHANNELS
+        )
 
     def _geometry(self, s: Shape, node: Node) -> dict[str, int]:
-        row_bytes = self.format.row_bytes(s.row)
         if self.op == "linear":
+            row_bytes = self.format.row_bytes(s.row)
             return {"inputs": s.channels, "outputs": s.out_channels, "row_bytes": row_bytes}
-        own = {"in_zero": node.attrs["in_zero"]} if self.depthwise else {"channels": s.channels, "depth": s.per_group}
+        own = {"channels": s.channels, "depth": s.per_group, "direct": int(self.direct(s))}
         return {
-            "height": s.height, "width": s.width, **own, "out_height": s.out_height, "out_width": s.out_width,
-            "out_channels": s.out_channels, "groups": s.groups, "group_outputs": s.out_channels // s.groups,
-            "row_bytes": row_bytes, "kernel_y": s.kernel[0], "kernel_x": s.kernel[1], "stride_y": s.stride[0],
+            "height": s.height, "width": s.width, **({} if self.depthwise else own), "in_zero": node.attrs["in_zero"],
+            "out_height": s.out_height, "out_width": s.out_width, "out_channels": s.out_channels, "groups": s.groups,
+            "group_outputs": s.out_channels // s.groups,
+            "row_bytes": self.format.row_bytes(s.out_channels if self.depthwise else s.row),
+            "kernel_y": s.kernel[0], "kernel_x": s.kernel[1], "stride_y": s.stride[0],
             "stride_x": s.stride[1], "pad_y": s.pads[0], "pad_x": s.pads[1], "dilation_y": s.dilation[0],
             "dilation_x": s.dilation[1],
         }  # fmt: skip
@@ -224,7 +265,8 @@ def _stage(node: Node) -> dict[str, int]:
 
 
 def _register(row: PortableRow) -> None:
-    name = f"{row.op}_s8_{row.format.short}_{'1x1' if row.depthwise else '1x2'}__c99"
+    tile = "1x4" if row.op == "linear" else "dw1x4" if row.depthwise else "2x2"
+    name = f"{row.op}_s8_{row.format.short}_{tile}__c99"
     KERNELS.add(
         name,
         Kernel(name, row.op, row.format.short, "c99", row.applies, row.cost, row.workspace, row.pack, row.emit),

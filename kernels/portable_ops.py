@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xdeploy.kernel import KERNELS, Arg, Code, Kernel
+from xdeploy.kernel import KERNELS, Arg, Code, Kernel, always, never
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.target import Target
 
 from .ctext import CLAMP, REQUANTISE, SHIFT, WINDOW, fill, function
+from .halves import TIE, TIED
+from .layout import Axis, resize_axes, resize_tables
 
 _X, _Y = {"const int8_t *x": Arg("input")}, {"int8_t *y": Arg("output")}
 
@@ -26,6 +28,19 @@ _ELEMENTWISE = """\
 }
 """
 _SCALED = "{symbol}_clamp({symbol}_shift(@sum@ + constant, shift), low, high)"
+_MUL = """\
+{
+    int32_t p, c;
+
+    for (p = 0; p < pixels; ++p, x += channels, y += channels) {
+        for (c = 0; c < channels; ++c) {
+            const int32_t product = (x[c] - x_zero) * (gate[c] - gate_zero) * lift;
+
+            y[c] = (int8_t){symbol}_requantise(product, multiplier, out_zero, low, high);
+        }
+    }
+}
+"""
 _SOFTMAX = """\
 {
     int32_t row, i;
@@ -140,6 +155,19 @@ def _lut(graph: LoweredGraph, node: Node, target: Target) -> Code:
     return _elementwise("table[x[i] + 128]", graph, node)
 
 
+def _mul(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    """Product of the centred codes; `channels` is the number of elements that the gate has."""
+    a, out = node.attrs, graph.tensors[node.output]
+    gate = graph.tensors[node.inputs[1]].size
+    pointers = {**_X, "const int8_t *gate": Arg("input", index=1), **_Y}
+    integers = {
+        "pixels": out.size // gate, "channels": gate, "x_zero": a["a_zero"], "gate_zero": a["b_zero"],
+        "lift": 1 << a["shift"], "multiplier": int(node.consts["multiplier"][0]),
+        **{k: a[k] for k in ("out_zero", "low", "high")},
+    }  # fmt: skip
+    return function(_MUL, pointers, integers, [CLAMP, REQUANTISE])
+
+
 def _softmax(graph: LoweredGraph, node: Node, target: Target) -> Code:
     out = graph.tensors[node.output]
     pointers = {**_X, "const int32_t *table": Arg("const", name="table"), **_Y}
@@ -162,14 +190,17 @@ def _max(graph: LoweredGraph, node: Node, target: Target) -> Code:
 
 def _average(graph: LoweredGraph, node: Node, target: Target) -> Code:
     a = node.attrs
-    result = "{symbol}_requantise(sum * lift, multiplier[count - 1], out_zero, low, high)"
+    tie = int(a.get("tie", 0))
+    scaled = "sum * lift, multiplier[count - 1], out_zero, low, high"
+    result = TIED if tie else f"{{symbol}}_requantise({scaled})"
     body = fill(_POOL, before=_AVERAGE_COUNT, state="sum = 0", update="sum += x[from] - in_zero", result=result)
     stage = {"lift": 1 << a["shift"], "out_zero": a["out_zero"], "low": a["low"], "high": a["high"]}
     # a count for all windows, or 0: what lies inside the input counts
     always = a["kernel"][0] * a["kernel"][1] if a["include_pad"] else 0
     pointers = {**_X, "const int32_t *multiplier": Arg("const", name="multiplier"), **_Y}
     integers = {**_window(graph, node), "always": always, "in_zero": a["in_zero"], **stage}
-    return function(body, pointers, integers, [WINDOW, CLAMP, REQUANTISE])
+    helpers = [WINDOW, CLAMP, REQUANTISE]
+    return function(body, pointers, {**integers, **({"mantissa": tie} if tie else {})}, helpers + [TIE] * bool(tie))
 
 
 def _pad(graph: LoweredGraph, node: Node, target: Target) -> Code:
@@ -228,6 +259,35 @@ def _transpose(graph: LoweredGraph, node: Node, target: Target) -> Code:
     return _strided(graph.tensors[node.output].shape, [steps[p] for p in node.attrs["perm"]], 0)
 
 
+def _axis(a: Axis, key: str, name: str) -> tuple[list[str], str, dict[str, int]]:
+    """Loop heads over one axis, the source index inside them, and the integers that both read."""
+    loop = f"for ({name} = 0; {name} < {key}; ++{name}) {{"
+    if not a.step:
+        return [loop], f"(int32_t){key}_table[{name}]", {key: a.count}
+    again = f"for ({name}_again = 0; {name}_again < {key}_repeat; ++{name}_again) {{"
+    integers = {key: a.count, f"{key}_repeat": a.repeat, f"{key}_start": a.start, f"{key}_step": a.step}
+    return [loop, again], f"({key}_start + {name} * {key}_step)", integers
+
+
+def _resize(graph: LoweredGraph, node: Node, target: Target) -> Code:
+    """Nested loops in output order; the source index is counted, or looked up where no progression fits."""
+    (_, width, channels), axes = graph.tensors[node.inputs[0]].shape, resize_axes(node)
+    rows, row, row_integers = _axis(axes["rows"], "rows", "i")
+    cols, col, col_integers = _axis(axes["cols"], "cols", "j")
+    heads = [*rows, *cols, "for (c = 0; c < channels; ++c) {"]
+    names = ["i", *(["i_again"] if len(rows) > 1 else []), "j", *(["j_again"] if len(cols) > 1 else []), "c"]
+    lines = ["{", f"    int32_t {', '.join(names)};", ""]
+    lines += ["    " * (d + 1) + head for d, head in enumerate(heads)]
+    lines.append("    " * (len(heads) + 1) + f"*y++ = x[({row} * width + {col}) * channels + c];")
+    lines += ["    " * (d + 1) + "}" for d in reversed(range(len(heads)))]
+    tables = {
+        f"const {table.dtype}_t *{key}_table": Arg("const", name=key)
+        for key, table in resize_tables(graph, node).items()
+    }
+    integers = {**row_integers, **col_integers, "width": width, "channels": channels}
+    return function("\n".join([*lines, "}", ""]), {**_X, **tables, **_Y}, integers)
+
+
 def _nothing(graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
     return {}
 
@@ -241,7 +301,7 @@ def _register(
     emit: Callable[[LoweredGraph, Node, Target], Code],
     instructions: float,
     pack: Callable[[LoweredGraph, Node], Mapping[str, NDArray[Any]]] = _nothing,
-    in_place: bool = False,
+    in_place: Callable[[LoweredGraph, Node], bool] = never,
 ) -> None:
     """`instructions` per output, or per tap of a window: an upper estimate, above that of the rows for a target."""
 
@@ -254,14 +314,16 @@ def _register(
     KERNELS.add(name, row)
 
 
-_register("add", _scaled, 20.0, in_place=True)
-_register("rescale", _scaled, 16.0, in_place=True)
-_register("clamp", _clamp, 10.0, in_place=True)
-_register("lut", _lut, 8.0, _const("table", np.int8), in_place=True)
-_register("softmax", _softmax, 50.0, _const("table", np.int32), in_place=True)
+_register("add", _scaled, 20.0, in_place=always)
+_register("rescale", _scaled, 16.0, in_place=always)
+_register("mul", _mul, 30.0, in_place=always)
+_register("clamp", _clamp, 10.0, in_place=always)
+_register("lut", _lut, 8.0, _const("table", np.int8), in_place=always)
+_register("softmax", _softmax, 50.0, _const("table", np.int32), in_place=always)
 _register("max_pool2d", _max, 10.0)
 _register("avg_pool2d", _average, 12.0, _const("multiplier", np.int32))
 _register("pad", _pad, 12.0)
 _register("concat", _concat, 8.0)
 _register("slice", _slice, 12.0)
 _register("transpose", _transpose, 12.0)
+_register("resize", _resize, 12.0, resize_tables)

@@ -33,6 +33,8 @@ class Source:
         self._depth = 1
 
     def _pointer(self, arg: Arg, name: str, dtype: str) -> str:
+        if arg in self._args:  # asked for again, under the same name
+            return name
         self._args.append(arg)
         self._params.append(f'p{name}: T.handle("{dtype}")')
         return self.view(name, name, dtype)

@@ -101,3 +101,13 @@ def residual_network(seed: int = 0) -> tuple[LoweredGraph, GoldenIo]:
     f = d.clamp("clamp", d.add("sum", e, c))
     g = d.reshape("flat", d.max_pool("pool", f))
     return d.finish(d.linear("head", g, 5))
+
+
+def separable_network(seed: int = 0) -> tuple[LoweredGraph, GoldenIo]:
+    """A strided first layer with three channels, depthwise and pointwise convolutions, a linear layer."""
+    d = Drawer((12, 10, 3), seed)
+    y = d.conv("stem", "x", 16, stride=2)
+    for i, (out, fmt) in enumerate(((16, "int8"), (24, "c4s8"), (24, "int2"))):
+        y = d.conv(f"depth.{i}", y, d.tensors[y].shape[2], groups=d.tensors[y].shape[2])
+        y = d.conv(f"point.{i}", y, out, k=1, fmt=fmt)
+    return d.finish(d.linear("head", d.reshape("flat", y), 10, fmt="int4"))

@@ -24,7 +24,8 @@ class Arg:
     """One argument of a kernel call.
 
     kind "input": pointer to input tensor `index` of the node; "const": pointer to the packed constant `name`;
-    "output": pointer to the output tensor; "workspace": pointer to the kernel's scratch; "int": the int32 `value`.
+    "output": pointer to the output tensor; "workspace": pointer to byte `value` of the kernel's scratch; "int": the
+    int32 `value`.
     """
 
     kind: Literal["input", "const", "output", "workspace", "int"]
@@ -49,6 +50,16 @@ class Code:
     llvm_ir: str = ""
 
 
+def never(graph: LoweredGraph, node: Node) -> bool:
+    """The output needs memory of its own."""
+    return False
+
+
+def always(graph: LoweredGraph, node: Node) -> bool:
+    """Every output element depends on the input element in its place, and is written after that was read."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """One row. All callables take the graph because shapes and quantisation stand on its tensors."""
@@ -62,7 +73,7 @@ class Kernel:
     workspace: Callable[[LoweredGraph, Node], int]  # bytes of scratch
     pack: Callable[[LoweredGraph, Node], Mapping[str, NDArray[Any]]]  # constants in read order
     emit: Callable[[LoweredGraph, Node, Target], Code]
-    in_place: bool = False  # output may share memory with input 0 (all elementwise ops)
+    in_place: Callable[[LoweredGraph, Node], bool] = never  # output may begin where input 0 does
     residual_in_place: bool = True  # output may share memory with the residual input, where the node has one
     notes: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)

@@ -7,8 +7,8 @@ buffers; the arena holds what lies between. A node whose kernel allows it writes
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from xdeploy.files import write_json
 from xdeploy.kernel import KERNELS, Arg, Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import macs
-from xdeploy.memory import ALIASES, Buffer, Place, Storage, plan_memory
+from xdeploy.memory import Buffer, Place, Placement, Storage, place
 from xdeploy.target import Target
 
 
@@ -43,6 +43,19 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """Decisions that were made before binding, by measurement.
+
+    kernels: node -> row name. limits: flash and ram in bytes, below the target's own. notes: content of `tuned` in
+    program.json.
+    """
+
+    kernels: Mapping[str, str]
+    limits: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """All that the builder prints: calls in order, their functions and constants, and the memory plan."""
 
@@ -59,7 +72,8 @@ class Program:
     arena: int
     lower_bound: int
     found_by: str
-    memory: Mapping[str, int]  # the target's flash and ram in bytes, where it has limits
+    memory: Mapping[str, int]  # flash and ram in bytes, where the target or the user sets limits
+    tuned: Mapping[str, Any] = field(default_factory=dict)  # what was measured to choose the kernels, if anything was
 
     @property
     def weight_bytes(self) -> int:
@@ -97,17 +111,17 @@ class Program:
                 )
 
     def _verify_memory(self) -> None:
-        starts = {b.name: self._offset(b.name) for b in self.lifetimes}
+        starts = {b.name: self._offset(b) for b in self.lifetimes}
         for i, a in enumerate(self.lifetimes):
             assert starts[a.name] % self.align == 0 <= starts[a.name] <= self.arena - a.size, f"{a.name} is misplaced"
             for b in self.lifetimes[:i]:
                 apart = starts[a.name] >= starts[b.name] + b.size or starts[b.name] >= starts[a.name] + a.size
                 assert apart or not a.overlaps(b), f"{a.name} and {b.name} overlap in the arena"
 
-    def _offset(self, name: str) -> int:
-        if name.startswith("@"):
-            return next(c.workspace_offset for c in self.calls if c.node == name[1:])
-        return self.places[name].offset
+    def _offset(self, buffer: Buffer) -> int:
+        if buffer.name.startswith("@"):
+            return next(c.workspace_offset for c in self.calls if c.node == buffer.name[1:])
+        return self.places[buffer.group or buffer.name].offset + buffer.shift
 
 
 def identifier(name: str) -> str:
@@ -116,7 +130,9 @@ def identifier(name: str) -> str:
     return word if word[:1].isalpha() else f"m{word}"
 
 
-def bind(graph: LoweredGraph, target: Target, model_name: str, form: str = "tuned") -> Program:
+def bind(
+    graph: LoweredGraph, target: Target, model_name: str, form: str = "tuned", choice: Choice | None = None
+) -> Program:
     """Choose kernels and place memory.
 
     Args:
@@ -124,13 +140,16 @@ def bind(graph: LoweredGraph, target: Target, model_name: str, form: str = "tune
         target: whose features, memory and alignment decide.
         model_name: of the model; made into a C identifier.
         form: "tuned" (any row of the target) or "portable" (rows of C99 only).
+        choice: kernels that were chosen already; a node that it does not name gets the row of least estimated cost.
 
     Raises:
         UnsupportedError: no kernel row applies to a node. GateError: weights or arena exceed the target's memory.
     """
     name = identifier(model_name)
-    nodes = [n for n in graph.nodes if n.op not in ALIASES]
-    rows = [choose(graph, n, target, form) for n in nodes]
+    storage = Storage(graph, target.align)
+    nodes = [n for n in graph.nodes if n.name not in storage.aliases]
+    chosen = choice.kernels if choice else {}
+    rows = [KERNELS[chosen[n.name]] if n.name in chosen else choose(graph, n, target, form) for n in nodes]
     functions, constants = _Functions(f"xd_{name}"), _Constants(f"xd_{name}")
     parts = []
     for node, row in zip(nodes, rows, strict=True):
@@ -138,44 +157,74 @@ def bind(graph: LoweredGraph, target: Target, model_name: str, form: str = "tune
         keys = {key: constants.add(array) for key, array in row.pack(graph, node).items()}
         parts.append((functions.add(row, code), code.args, keys))
     spaces = {n.name: r.workspace(graph, n) for n, r in zip(nodes, rows, strict=True)}
-    storage = Storage(graph, dict(zip((n.name for n in nodes), rows, strict=True)))
-    layout = plan_memory([*storage.buffers(), *_workspaces(graph, spaces)], target.align)
+    placed = arrange(graph, storage, {n.name: r for n, r in zip(nodes, rows, strict=True)})
+    layout = placed.layout
     calls = tuple(
         Call(n.name, n.op, r.name, symbol, args, n.inputs, n.output, keys, spaces[n.name],
              layout.offsets.get(f"@{n.name}", 0), macs(graph, n), float(r.cost(graph, n, target)))
         for n, r, (symbol, args, keys) in zip(nodes, rows, parts, strict=True)
     )  # fmt: skip
-    limits = {k: int(target.memory[k]) for k in ("flash", "ram") if k in target.memory}
     program = Program(
-        name, target.name, form, target.align, calls, tuple(n.name for n in graph.nodes if n.op in ALIASES),
-        functions.table, constants.table, storage.places(layout),
-        (*storage.buffers(), *_workspaces(graph, spaces)), layout.arena, layout.lower_bound, layout.found_by, limits,
+        name, target.name, form, target.align, calls, tuple(n.name for n in graph.nodes if n.name in storage.aliases),
+        functions.table, constants.table, placed.places, placed.buffers,
+        layout.arena, layout.lower_bound, layout.found_by, limits_of(target, choice.limits if choice else {}),
+        choice.notes if choice else {},
     )  # fmt: skip
     program.verify()
     return program
 
 
+def arrange(graph: LoweredGraph, storage: Storage, rows: Mapping[str, Kernel]) -> Placement:
+    """Place the tensors and workspaces of a choice of rows (node -> row) in the arena."""
+    return place(graph, storage, rows, {name: row.workspace(graph, graph.node(name)) for name, row in rows.items()})
+
+
+def limits_of(target: Target, own: Mapping[str, int]) -> dict[str, int]:
+    """Flash and ram in bytes: the target's, or those of `own` where they are smaller."""
+    both = {k: [int(m[k]) for m in (target.memory, own) if k in m] for k in ("flash", "ram")}
+    return {k: min(values) for k, values in both.items() if values}
+
+
 def choose(graph: LoweredGraph, node: Node, target: Target, form: str = "tuned") -> Kernel:
-    """The cheapest row that applies to the node; ties go to the first name.
+    """The row of least estimated cost that applies to the node; ties go to the first name.
+
+    Raises:
+        UnsupportedError: none applies.
+    """
+    return applicable(graph, node, target, form)[0]
+
+
+def applicable(
+    graph: LoweredGraph, node: Node, target: Target, form: str = "tuned", extra: bool = False
+) -> list[Kernel]:
+    """All rows that apply to the node, by estimated cost, then name; with `extra` those that grow the weights too.
 
     Raises:
         UnsupportedError: none applies.
     """
     isas = ("c99",) if form == "portable" else target.features
     rows = [r for r in KERNELS.values() if r.op == node.op and r.isa in isas and r.applies(graph, node, target)]
+    rows = [r for r in rows if extra or "extra_flash" not in r.tags]  # never without being asked for
+    if form != "portable":
+        rows = [r for r in rows if r.isa != "c99"] or rows  # plain C only where nothing is tuned
     if not rows:
         weights = f" with {node.format.name} weights" if node.format else ""
-        names = sorted({r.weight for r in KERNELS.values() if r.op == node.op and r.isa in isas})
-        raise UnsupportedError(
-            f"{node.name}: no {form} kernel for {node.op}{weights} on {target.name}",
-            hint=f"weight formats with a kernel there: {', '.join(names) or 'none'}",
-        )
-    return min(rows, key=lambda r: (r.cost(graph, node, target), r.name))
+        told = f"{node.name}: no {form} kernel for {node.op}{weights} on {target.name}"
+        raise UnsupportedError(told, hint=_hint(node, isas))
+    return sorted(rows, key=lambda r: (r.cost(graph, node, target), r.name))
 
 
-def _workspaces(graph: LoweredGraph, sizes: Mapping[str, int]) -> list[Buffer]:
-    steps = {n.name: i for i, n in enumerate(graph.nodes)}
-    return [Buffer(f"@{name}", size, steps[name], steps[name]) for name, size in sizes.items() if size]
+def _hint(node: Node, isas: Sequence[str]) -> str:
+    """What would have a kernel there."""
+    if node.op == "float":
+        return "parts in float run in the tuned form on hosts and Cortex-A only"
+    names = sorted({r.weight for r in KERNELS.values() if r.op == node.op and r.isa in isas})
+    return f"weight formats with a kernel there: {', '.join(names) or 'none'}"
+
+
+def function_key(row: str, code: Code) -> tuple[str, str, str]:
+    """What two nodes have to agree in to share one function; the first part is the stem of its name."""
+    return re.sub(r"\W+", "_", row.replace("_-", "")), code.text, code.llvm_ir
 
 
 class _Functions:
@@ -187,8 +236,8 @@ class _Functions:
         self._known: dict[tuple[str, str, str], str] = {}
 
     def add(self, row: Kernel, code: Code) -> str:
-        stem = re.sub(r"\W+", "_", row.name.replace("_-", ""))
-        key = (stem, code.text, code.llvm_ir)
+        key = function_key(row.name, code)
+        stem = key[0]
         if key not in self._known:
             count = sum(known[0] == stem for known in self._known)
             self._known[key] = f"{self.prefix}_{stem}_{count}"
@@ -240,4 +289,5 @@ def describe(program: Program) -> dict[str, Any]:
                   "gap": program.arena - program.lower_bound, "align": program.align, "found_by": program.found_by},
         "weight_bytes": program.weight_bytes, "macs": program.macs,
         "functions": len(program.functions), "aliases": list(program.aliases), "nodes": nodes,
+        **({"tuned": dict(program.tuned)} if program.tuned else {}),
     }  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from xdeploy.kernel import Arg, Code, Kernel
+from xdeploy.kernel import Arg, Code, Kernel, always
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.registry import Registry
 from xdeploy.target import Target
@@ -85,6 +85,6 @@ def registry(linear: str = "") -> Registry[Kernel]:
     ))  # fmt: skip
     table.add("clamp_s8_-_1x1__c99", Kernel(
         "clamp_s8_-_1x1__c99", "clamp", "-", "c99", anywhere, lambda g, n, t: 1.0, lambda g, n: 0,
-        lambda g, n: {}, _clamp, in_place=True,
+        lambda g, n: {}, _clamp, in_place=always,
     ))  # fmt: skip
     return table

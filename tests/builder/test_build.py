@@ -176,6 +176,9 @@ def test_selftest_notices_changed_weights_and_outputs(artifact: Artifact, tmp_pa
     assert result(file="src/xd_tiny_net_kernels.c", old="sum += (", new="sum += 9 * (") == 4
     assert result("xd_tiny_net_run((const int8_t *)0, (int8_t *)a, a)") == 1
     assert result("xd_tiny_net_run((const int8_t *)a + 1, (int8_t *)a, a)") == 2
+    sized = "xd_tiny_net_run_sized((const int8_t *)a, (int8_t *)a, a, sizeof a - {}U)"
+    assert result(sized.format(0)) == 0
+    assert result(sized.format(1)) == 5
 
 
 def test_hooks_see_every_layer_in_order(artifact: Artifact, tmp_path: Path) -> None:

@@ -13,7 +13,10 @@ from xdeploy.builder.ctext import comment, numbers, string
 from xdeploy.builder.stack import RUNTIME_FRAME, stack_bound
 
 
-@pytest.mark.parametrize("text", ["*/", "/*", "a*//*b", "**//", "??/\n", "\\", "\x00\u202e", "x" * 500, "*" + "/" * 9])
+@pytest.mark.parametrize(
+    "text",
+    ["*/", "/*", "a*//*b", "**//", "??/\n", "\\", "\x00\u202e", "x" * 500, "*" + "/" * 9, "日本語", "/*/*/", "?" * 7],
+)
 def test_comments_stay_closed(text: str) -> None:
     safe = comment(text)
     assert "*/" not in safe

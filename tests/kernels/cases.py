@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -147,7 +148,8 @@ def _conv_cases() -> Iterator[Case]:
     yield conv((6, 6), 6, 9, groups=3, fmt="c3s8")
     yield conv((5, 5), 4, 8, groups=4, residual=True)  # depthwise with a multiplier of 2
     yield conv((4, 4), 64, 16, (1, 1), (2, 2), (0, 0, 0, 0))
-    yield conv((4, 4), 16, 16)
+    yield from (conv((4, 4), 16, 16), conv((5, 7), 8, 6, residual=True, relu=True))
+    yield conv((9, 6), 1, 6, (4, 4), (2, 1), pads=(1, 2, 2, 1))  # rows of whole quads, pixels not
     yield conv((5, 6), 8, 2, (5, 5), pads=(2, 2, 2, 2), in_zero=-128)
     for fmt in FORMATS:  # depthwise
         yield conv((5, 6), 6, 6, groups=6, fmt=fmt)
@@ -155,8 +157,7 @@ def _conv_cases() -> Iterator[Case]:
     yield conv((6, 7), 17, 17, groups=17, pads=(0, 0, 0, 0), relu=True)
     yield conv((7, 7), 3, 3, (5, 5), groups=3, pads=(2, 2, 2, 2), stride=(2, 1))
     yield conv((9, 9), 4, 4, (3, 3), groups=4, pads=(2, 2, 2, 2), dilation=(2, 2))
-    yield conv((10, 5), 8, 8, (10, 5), groups=8, pads=(0, 0, 0, 0))
-    yield conv((1, 1), 1, 1, groups=1)
+    yield from (conv((10, 5), 8, 8, (10, 5), groups=8, pads=(0, 0, 0, 0)), conv((1, 1), 1, 1, groups=1))
 
 
 def _linear_cases() -> Iterator[Case]:
@@ -164,10 +165,7 @@ def _linear_cases() -> Iterator[Case]:
         yield linear(27, 5, fmt)
     for fmt in _SOME:
         yield linear(64, 10, fmt, residual=True)
-    yield linear(1, 1)
-    yield linear(130, 4, relu=True)
-    yield linear(65, 3, "int4", fill="low")
-    yield linear(16, 7, fill="zero")
+    yield from (linear(1, 1), linear(130, 4, relu=True), linear(65, 3, "int4", fill="low"), linear(16, 7, fill="zero"))
 
 
 def _add_cases() -> Iterator[Case]:
@@ -219,6 +217,14 @@ def _avg_cases() -> Iterator[Case]:
             attrs |= {"shift": stage.shift, "out_zero": 4, "low": -100 if i % 2 else -128, "high": 127}
             node = Node("layer", "avg_pool2d", ("x",), "y", attrs, {"multiplier": stage.multiplier})
             yield _case(f"avg_pool2d_{i}_{'all' if include else 'inside'}", node, [shape])
+    # one scale on both sides: halves are frequent, and decided by exact sums or by those of float32
+    for mantissa in (1, 0x821DF3):
+        for i, (shape, size, zero) in enumerate((((8, 8, 5), 8, -128), ((5, 6, 3), 2, 3), ((4, 6, 20), 4, 100))):
+            stage = requant(1 / np.arange(1, size * size + 1), 4)
+            attrs = {"kernel": (size, size), "stride": (1, 2), "pads": (0, 0, 1, 0), "include_pad": i == 1}
+            attrs |= {"in_zero": zero, "shift": stage.shift, "out_zero": 4, "low": -100, "high": 120, "tie": mantissa}
+            node = Node("layer", "avg_pool2d", ("x",), "y", attrs, {"multiplier": stage.multiplier})
+            yield _case(f"avg_pool2d_halves_{i}_{mantissa}", node, [shape])
 
 
 def _pad_cases() -> Iterator[Case]:
@@ -253,11 +259,55 @@ def _concat_cases() -> Iterator[Case]:
         yield _case(f"concat_{i}", Node("layer", "concat", names, "y"), shapes)
 
 
+def _stack_cases() -> Iterator[Case]:
+    for i, shapes in enumerate([[(3, 4, 5), (1, 4, 5)], [(2, 2, 16)], [(1, 3, 3)], [(1, 4, 8), (5, 4, 8), (2, 4, 8)]]):
+        names = tuple(f"x{k}" for k in range(len(shapes)))
+        yield _case(f"stack_{i}", Node("layer", "stack", names, "y"), shapes)
+
+
 def _transpose_cases() -> Iterator[Case]:
     for i, (shape, perm) in enumerate(
-        [((3, 4, 5), (2, 0, 1)), ((4, 3, 8), (1, 0, 2)), ((2, 5, 3), (0, 2, 1)), ((6, 7), (1, 0))]
+        [
+            ((3, 4, 5), (2, 0, 1)),
+            ((4, 3, 8), (1, 0, 2)),
+            ((2, 5, 3), (0, 2, 1)),
+            ((6, 7), (1, 0)),
+            ((3, 4, 2, 2, 5), (0, 2, 1, 3, 4)),
+            ((2, 3, 4, 5), (3, 1, 0, 2)),
+            ((2, 3, 2, 3, 2, 2), (5, 0, 3, 2, 4, 1)),
+        ]
     ):
         yield _case(f"transpose_{i}", Node("layer", "transpose", ("x",), "y", {"perm": perm}), [shape])
+
+
+def _mul_cases() -> Iterator[Case]:
+    places = [
+        ((5, 3, 7), (5, 3, 7)), ((33,), (33,)), ((4, 4, 16), (1, 1, 16)), ((3, 5, 17), (1, 1, 17)),
+        ((2, 3, 1), (1, 1, 1)), ((1, 1, 9), (1, 1, 9)),
+    ]  # fmt: skip
+    for i, ((shape, gate), scale) in enumerate(itertools.product(places, (0.004, 0.9, 700.0))):
+        stage = requant(scale, -7 + i)
+        low = -20 if i % 2 else -128
+        attrs = {"a_zero": (-128, 127, 3)[i % 3], "b_zero": (127, -5, -128)[i % 3], "shift": stage.shift}
+        attrs |= {"out_zero": stage.zero_point, "low": low, "high": 127}
+        node = Node("layer", "mul", ("x", "g"), "y", attrs, {"multiplier": stage.multiplier})
+        yield _case(f"mul_{i}", node, [shape, gate])
+
+
+def _resize_cases() -> Iterator[Case]:
+    for i, (shape, rows, cols) in enumerate(
+        [
+            ((3, 4, 5), (0, 0, 1, 1, 2, 2), (0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3)),  # repeats
+            ((4, 6, 3), (0, 2), (1, 3, 5)),  # steps
+            ((4, 6, 8), (0, 1, 2, 3), (0, 0, 2, 2, 4, 4)),  # both, and an axis as it is
+            ((5, 4, 7), (0, 1, 1, 2, 3, 3, 4), (0, 1, 2, 3)),  # a table for the rows
+            ((3, 5, 1), (2, 2), (0, 0, 1, 3, 4, 4)),  # ... for the columns
+            ((4, 4, 16), (3, 1, 0), (0, 3, 3)),  # ... for both, backwards
+            ((1, 1, 9), (0, 0, 0), (0, 0)),
+            ((3, 1, 2), (1,), (0,)),
+        ]
+    ):
+        yield _case(f"resize_{i}", Node("layer", "resize", ("x",), "y", {"rows": rows, "cols": cols}), [shape])
 
 
 def _softmax_cases() -> Iterator[Case]:
@@ -283,7 +333,10 @@ _LISTS: dict[str, Callable[[], Iterator[Case]]] = {
     "pad": _pad_cases,
     "slice": _slice_cases,
     "concat": _concat_cases,
+    "stack": _stack_cases,
     "transpose": _transpose_cases,
+    "mul": _mul_cases,
+    "resize": _resize_cases,
     "softmax": _softmax_cases,
     "lut": _lut_cases,
 }

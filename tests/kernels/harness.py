@@ -86,13 +86,12 @@ class Batch:
         expected = case.expected()
         for i in range(min(len(expected), samples or len(expected))):
             inputs = [self.image.put(x[i], align, written=i == 1) for x in case.inputs]
-            shared = i == 1 and (row.in_place or (row.op in ("conv2d", "linear") and len(inputs) == 2))
-            output = (
-                inputs[0 if row.in_place else 1] if shared else self.image.put(0 * expected[i], align, written=True)
-            )
+            own = row.in_place(graph, node)
+            shared = i == 1 and (own or (row.op in ("conv2d", "linear") and len(inputs) == 2))
+            output = inputs[0 if own else 1] if shared else self.image.put(0 * expected[i], align, written=True)
             places = {"input": inputs, "output": [output], "workspace": [scratch]}
             args = tuple(
-                a.value if a.kind == "int" else consts[a.name] if a.kind == "const" else places[a.kind][a.index]
+                a.value + (0 if a.kind == "int" else consts[a.name] if a.kind == "const" else places[a.kind][a.index])
                 for a in code.args
             )
             self.calls.append(Call(f"{row.name} {case.name} sample {i}", symbol, args, output, expected[i]))
@@ -160,7 +159,10 @@ def link(batch: Batch, folder: Path, extra: Sequence[str] = ()) -> Path:
     triple = str(compiler["triple"]).replace("linux-musl", "freestanding-none")
     keep = [f"-Wl,-u,{s}" for s in batch.functions]
     entry = "reset" if extra else next(iter(batch.functions))
-    flags = ["-target", triple, *compiler["flags"], "-O1", "-ffreestanding", "-Wl,--gc-sections", f"-Wl,-e,{entry}"]
+    system = ["-ffreestanding"]
+    if any("__hosted" in s for s in batch.functions):  # float parts may call the mathematical library
+        triple, system = str(compiler["triple"]), ["-static", "-nostartfiles", "-lm"]
+    flags = ["-target", triple, *compiler["flags"], "-O1", *system, "-Wl,--gc-sections", f"-Wl,-e,{entry}"]
     cc([*flags, *keep, *extra, "k.o", "-o", "k.elf"], folder)
     return folder / "k.elf"
 
@@ -289,8 +291,8 @@ def has_qemu() -> bool:
     return shutil.which("qemu-system-arm") is not None
 
 
-def run_qemu(batch: Batch, folder: Path) -> None:
-    """Run all calls in one qemu-system-arm process (semihosting writes the memory back)."""
+def run_qemu(batch: Batch, folder: Path, extra: Sequence[str] = ()) -> None:
+    """Run all calls in one qemu-system-arm process (semihosting writes the memory back); `extra` are options of it."""
     size = -(-batch.image.used // 64) * 64 + GUARD
     types, values = ", ".join(["uint32_t"] * MOST_ARGS), ", ".join(f"b[{1 + i}]" for i in range(MOST_ARGS))
     (folder / "start.c").write_text(_START.replace("ARGS(uint32_t)", types).replace("VALUES", values))
@@ -308,7 +310,7 @@ def run_qemu(batch: Batch, folder: Path) -> None:
     options = ["-semihosting-config", "enable=on,target=native", "-kernel", elf.name]
     devices = [word for loader in loaders for word in ("-device", loader)]
     done = subprocess.run(
-        ["qemu-system-arm", *machine, *options, *devices],
+        ["qemu-system-arm", *machine, *options, *devices, *extra],
         cwd=folder,
         capture_output=True,
         text=True,

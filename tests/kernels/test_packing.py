@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
-from xdeploy.kernels.arm import interleave
+from xdeploy.kernels.armdecode import interleave
 from xdeploy.kernels.vector import blocks_of
 from xdeploy.kernels.weights import RowLayout
 
@@ -34,7 +36,7 @@ def test_planar_rows_unpack_to_the_codes(name: str, row: int) -> None:
 def test_smlad_order_is_what_sxtb16_splits() -> None:
     """sxtb16 of a word gives bytes 0 and 2, rotated by 8 bytes 1 and 3: channel 0's and channel 1's pair."""
     codes = _codes("int8", (2, 8))
-    words = interleave(FORMATS["int8"], codes).reshape(2, 2, 4)  # quad, half, byte
+    words = interleave(FORMATS["int8"], "wide", codes).reshape(2, 2, 4)  # quad, half, byte
     for quad in range(2):
         for half in range(2):
             pair = [4 * quad + half, 4 * quad + half + 2]
@@ -45,7 +47,8 @@ def test_smlad_order_is_what_sxtb16_splits() -> None:
 @pytest.mark.parametrize("name", ["int8", "int4", "int2", "c4s8"])
 def test_smlad_weights_keep_their_size(name: str) -> None:
     codes = _codes(name, (6, 48))
-    assert interleave(FORMATS[name], codes).nbytes == 6 * FORMATS[name].row_bytes(48)
+    form = "pairs" if name == "c4s8" else "wide"
+    assert interleave(FORMATS[name], form, codes).nbytes == 6 * FORMATS[name].row_bytes(48)
 
 
 def test_vector_blocks_split_nibbles() -> None:
@@ -59,10 +62,9 @@ def test_names_follow_the_grammar() -> None:
     for name in KERNELS:
         row = KERNELS[name]
         assert name == row.name
-        op, _, rest = name.partition("_s8_")
-        weight, tile, _, isa = rest.replace("__", "_ _").split("_")
-        assert (op, weight, isa) == (row.op, row.weight, row.isa)
-        assert "x" in tile
+        parts = re.fullmatch(r"(\w+?)_(?:s8|f32)_(-|\w+)_(\w*\d+x\d+)__(\w+)", name)
+        assert parts is not None
+        assert (parts[1], parts[2], parts[4]) == (row.op, row.weight, row.isa)
 
 
 @pytest.mark.parametrize("target", ["x86-64", "cortex-a72", "cortex-m0plus", "cortex-m4", "cortex-m55"])

@@ -16,6 +16,7 @@ from xdeploy.builder.tir import compile_tir
 from xdeploy.builder.zig import cc
 from xdeploy.errors import ToolchainError
 from xdeploy.kernel import Code
+from xdeploy.program import choose
 from xdeploy.target import Target, load_target, target_names
 
 CASES = [conv((5, 5), 8, 6, residual=True), conv((5, 5), 3, 5, fmt="c4s8"), linear(16, 7)]
@@ -77,15 +78,19 @@ def test_same_input_same_bytes(name: str, tmp_path: Path) -> None:
     assert compile_tir(functions, target).object(tmp_path / "b.o").read_bytes() == first
 
 
-def test_equal_layers_share_one_text() -> None:
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [conv((8, 8), 16, 16), conv((5, 7), 8, 12, stride=(2, 2), in_zero=9)],
+        [conv((4, 4), 4, 4, (1, 1), pads=(0, 0, 0, 0)), conv((5, 3), 16, 8, (1, 1), pads=(0, 0, 0, 0), in_zero=9)],
+    ],
+    ids=["windows", "pointwise"],
+)
+def test_equal_layers_share_one_text(cases: list[Case]) -> None:
     """Layers that differ in sizes and quantisation only give one function on Cortex-M4."""
     target, texts = load_target("cortex-m4"), set()
-    for case in (
-        conv((8, 8), 16, 16),
-        conv((5, 7), 8, 12, stride=(2, 2), in_zero=9),
-        conv((4, 4), 4, 4, (1, 1), pads=(0, 0, 0, 0)),
-    ):
-        best = min(rows("conv2d", case, target), key=lambda r: r.cost(case.graph, case.node, target))
+    for case in cases:
+        best = choose(case.graph, case.node, target)
         assert best.isa == "armv7em"
         code = best.emit(case.graph, case.node, target)
         texts.add((code.text, code.llvm_ir))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,17 +112,20 @@ def bench(
     quantities |= _counted(image, ran, target, len(golden.input_codes))
     if isinstance(runner, HostRunner):
         quantities["latency"] = _latency(runner, golden, repeats)
-    difference = _difference(ran.outputs, golden.output_codes)
+    difference = _difference(ran.outputs, golden.output_codes, image.floats)
     return result("differs" if difference else "bit-exact", difference, layers=_layers(image, ran))
 
 
-def _difference(outputs: Int8, expected: Int8) -> str | None:
-    """What differs, or None."""
+def _difference(outputs: Int8, expected: Int8, floats: Sequence[str]) -> str | None:
+    """What differs, or None; where parts run in float (`floats`), that they may be why."""
     wrong = outputs.reshape(-1) != expected.reshape(-1)
     if not wrong.any():
         return None
     apart = np.abs(outputs.reshape(-1).astype(int) - expected.reshape(-1).astype(int)).max()
-    return f"{int(wrong.sum())} of {wrong.size} output codes differ from the reference, by up to {apart}"
+    told = f"{int(wrong.sum())} of {wrong.size} output codes differ from the reference, by up to {apart}"
+    if not floats:
+        return told
+    return f"{told}; in float, where compiled code rounds differently: {', '.join(floats)}"
 
 
 def _sizes(image: Image) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xdeploy.bench.runner import Image, Ran, Tell, silent
+from xdeploy.bench.runner import Image, Layers, Memory, Ran, Tell, silent
 from xdeploy.errors import DeviceError
 from xdeploy.formats import Int8
 from xdeploy.handover import Artifact
@@ -94,6 +94,37 @@ class HostRunner:
         batch.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int]
         return int(batch(inputs.ctypes.data, outputs.ctypes.data, arena.ctypes.data, len(inputs)))
 
+    def run_layers(self, codes: Int8) -> Layers:
+        """Codes (N, bytes) of every tensor that a kernel writes, taken right after its call.
+
+        Raises:
+            DeviceError: the library cannot be used here, reports an error, or has no hook.
+        """
+        image, inputs, library = self.image, self.image.check(codes), self._load()
+        run = getattr(library, image.manifest["symbols"]["run"])
+        run.argtypes = [ctypes.c_void_p] * 3
+        stem = image.manifest["symbols"]["run"].removesuffix("_run")
+        try:
+            hook = ctypes.c_void_p.in_dll(library, f"{stem}_layer_end")
+        except ValueError:
+            raise DeviceError(f"{image.artifact.folder} has no hook after its layers", hint="build it again") from None
+        given, output, arena = (aligned(n, image.align) for n in (inputs.shape[1], image.output_bytes, image.arena))
+        rows: dict[str, list[Int8]] = {}
+
+        def seen(call: int) -> None:
+            name, values = image.tensor(call, _reader(arena), _reader(output))
+            rows.setdefault(name, []).append(values)
+
+        told = ctypes.CFUNCTYPE(None, ctypes.c_int)(seen)
+        hook.value = ctypes.cast(told, ctypes.c_void_p).value
+        try:
+            for row in inputs:
+                given[: row.size] = row
+                image.status(int(run(*(b.ctypes.data for b in (given, output, arena)))))
+        finally:
+            hook.value = None
+        return {name: np.stack(values) for name, values in rows.items()}
+
     def selftest(self) -> None:
         """The package's own self-test: weights by CRC, outputs of its built-in inputs.
 
@@ -128,6 +159,10 @@ class HostRunner:
                 run(*places)
             values[i] = (time.perf_counter_ns() - start) / count
         return values
+
+
+def _reader(buffer: Int8) -> Memory:
+    return lambda at, size: buffer[at : at + size].tobytes()
 
 
 def aligned(size: int, align: int) -> Int8:

@@ -18,6 +18,8 @@ from xdeploy.formats import Int8
 from xdeploy.handover import Artifact
 
 Tell = Callable[[str, int, int], None]  # what, done, total
+Memory = Callable[[int, int], bytes]  # offset, size -> content
+Layers = dict[str, Int8]  # tensor -> codes (N, bytes)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -94,6 +96,17 @@ class Image:
         """The kernel calls in order, from program.json."""
         value: list[dict[str, Any]] = read_json(self.artifact.folder / "program.json", "xdeploy.program/1")["nodes"]
         return value
+
+    @property
+    def floats(self) -> list[str]:
+        """Names of the nodes that run in float."""
+        return [str(n["name"]) for n in self.nodes if n["op"] == "float"]
+
+    def tensor(self, call: int, arena: Memory, output: Memory) -> tuple[str, Int8]:
+        """Name and codes of what the call has just written; arena and output read (offset, bytes) there."""
+        place = self.nodes[call]["output"]
+        read = arena if place["in"] == "arena" else output
+        return str(place["tensor"]), np.frombuffer(read(int(place["offset"]), int(place["bytes"])), np.int8)
 
     def product(self, role: str) -> Elf:
         """An ELF image that was built.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from xdeploy.bench.native import native_library
-from xdeploy.bench.runner import Block, Image, Ran, Tell, merge_blocks, silent
+from xdeploy.bench.runner import Block, Image, Layers, Memory, Ran, Tell, merge_blocks, silent
 from xdeploy.builder.elf import Elf
 from xdeploy.errors import DeviceError, UsageError
 from xdeploy.formats import Int8
@@ -97,6 +97,21 @@ class UnicornRunner:
         blocks = merge_blocks(b for m in machines for b in m.blocks())
         stack = max(m.stack() for m in machines)
         return Ran(self.name, self.image.shaped(outputs), totals, parts[0][0], blocks, stack, environment)
+
+    def run_layers(self, codes: Int8) -> Layers:
+        """Codes (N, bytes) of every tensor that a kernel writes, taken when the executor goes on after its call.
+
+        Raises:
+            DeviceError: the emulator fails, or not every call was seen.
+        """
+        inputs = self.image.check(codes)
+        role = "program" if "program" in self.image.manifest["products"] else "bare"
+        machine = _Machine(self.image, self.image.product(role), self.model)
+        rows: dict[str, list[Int8]] = {}
+        for row in inputs:
+            for name, values in machine.trace(row.tobytes()):
+                rows.setdefault(name, []).append(values)
+        return {name: np.stack(values) for name, values in rows.items()}
 
 
 class _Machine:
@@ -189,6 +204,29 @@ class _Machine:
             raise DeviceError(f"unicorn: no end after {TIME_LIMIT // 10**6} s {self._where()}")
         self.image.status(int(self.cpu.reg_read(self.reg["X0"])) & 0xFFFFFFFF)
         return bytes(self.cpu.mem_read(self.at[1], self.image.output_bytes))
+
+    def trace(self, codes: bytes) -> list[tuple[str, Int8]]:
+        """One call of xd_<m>_run: name and codes of the tensor that each kernel call has written."""
+        state, image = self._state, self.image
+        found: list[tuple[str, Int8]] = []
+        arena, output = self._reader(self.at[2]), self._reader(self.at[1])
+
+        def seen(*_: Any) -> None:  # a block of the executor begins: the last call that was counted is over
+            if len(found) < state.next:
+                found.append(image.tensor(len(found), arena, output))
+
+        state.next = 0
+        hook = self.cpu.hook_add(self.uc.UC_HOOK_BLOCK, seen, begin=state.run, end=state.run_end - 1)
+        try:
+            self.infer(codes)
+        finally:
+            self.cpu.hook_del(hook)
+        if len(found) != state.layers:
+            raise DeviceError(f"only {len(found)} of {state.layers} kernel calls were seen")
+        return found
+
+    def _reader(self, base: int) -> Memory:
+        return lambda at, size: bytes(self.cpu.mem_read(base + at, size))
 
     def _where(self) -> str:
         pc = int(self.cpu.reg_read(self.reg["PC"]))

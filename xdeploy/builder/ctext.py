@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,8 @@ def c_type(dtype: np.dtype[Any]) -> str:
 
 def comment(text: str, limit: int = 80) -> str:
     """`text` as it may stand inside a C comment: printable ASCII, no comment marks, no line end, no trigraph."""
-    safe = "".join(c if " " <= c <= "~" else "?" for c in text)
-    for mark in ("*/", "/*", "??", "\\"):
-        safe = safe.replace(mark, mark[0] + " " + mark[1:] if len(mark) == 2 else "|")
+    safe = "".join(c if " " <= c <= "~" else "?" for c in text).replace("\\", "|")
+    safe = re.sub(r"\*(?=/)|/(?=\*)|\?(?=\?)", lambda m: f"{m[0]} ", safe)  # pairs may overlap
     return safe if len(safe) <= limit else safe[: limit - 3] + "..."
 
 

@@ -64,13 +64,15 @@ def _argument(program: Program, call: Call, arg: Arg) -> str:
     if arg.kind == "const":
         return call.constants[arg.name]
     if arg.kind == "workspace":
-        return f"(void *)(a + {call.workspace_offset})" if call.workspace else "(void *)a"
+        return f"(void *)(a + {call.workspace_offset + arg.value})" if call.workspace else "(void *)a"
     return _pointer(program, call.output if arg.kind == "output" else call.inputs[arg.index])
 
 
 def _pointer(program: Program, tensor: str) -> str:
     place = program.places[tensor]
-    return f"a + {place.offset}" if place.kind == "arena" else place.kind
+    if place.kind != "arena" and not place.offset:
+        return place.kind
+    return f"{'a' if place.kind == 'arena' else place.kind} + {place.offset}"
 
 
 def _copies(program: Program) -> list[str]:

@@ -47,6 +47,15 @@ def bare_triple(triple: str) -> str:
     return triple if "freestanding" in parts else f"{parts[0]}-freestanding"
 
 
+def library_triple(triple: str) -> str:
+    """The triple of the same CPU with a C library that links statically."""
+    return f"{triple.split('-')[0]}-linux-musl"
+
+
+def _math(package: Package) -> list[str]:
+    return ["-lm"] if package.has_float else []
+
+
 def compile_weights(package: Package, folder: Path, scratch: Path) -> Path:
     """The largest file, compiled once for all links: it holds data only, so the operating system does not matter."""
     triple = bare_triple(str(package.target.compiler["triple"]))
@@ -70,25 +79,46 @@ def determine_stack(package: Package, folder: Path, scratch: Path) -> int | None
 
 
 def link_bare(package: Package, folder: Path, weights: Path) -> Path:
-    """The package alone, with nothing but the compiler's runtime: what it adds to the flash of a product."""
+    """The package alone, with nothing but the compiler's runtime: what it adds to the flash of a product.
+
+    A part in float brings the mathematical functions it calls along.
+    """
     image = folder / "build" / f"{package.name}.elf"
     script = folder / "build" / "bare.ld"
     write_text(script, files("xdeploy.targets.support").joinpath("bare.ld").read_text(encoding="utf-8"))
-    triple = bare_triple(str(package.target.compiler["triple"]))
-    extra = ["-ffreestanding", "-Wl,--gc-sections", f"-Wl,-e,{package.name}_run", f"-Wl,-T,{_below(script, folder)}"]
-    cc([*_common(package, triple), *_inputs(package, weights), *extra, "-o", _below(image, folder)], folder)
+    triple = str(package.target.compiler["triple"])
+    system = ["-ffreestanding"]
+    if package.has_float:
+        triple, system = library_triple(triple), ["-static", "-nostartfiles", "-lm"]
+    else:
+        triple = bare_triple(triple)
+    extra = ["-Wl,--gc-sections", f"-Wl,-e,{package.name}_run", f"-Wl,-T,{_below(script, folder)}"]
+    cc([*_common(package, triple), *_inputs(package, weights), *system, *extra, "-o", _below(image, folder)], folder)
     return image
 
 
 def link_library(package: Package, folder: Path, weights: Path) -> Path:
-    """host: lib/libxd_<m>.so with run, run_batch and the self-test."""
+    """host: lib/libxd_<m>.so with run, run_batch, the self-test and a hook after every layer."""
     name, upper = package.name, package.name.upper()
     write_text(folder / f"lib/{name}_batch.c", package.fill("batch.c"))
+    write_text(folder / f"lib/{name}_hooks.h", package.fill("hooks.h"))
     library = f"lib/lib{name}.so"
     options = ["-shared", "-fPIC", "-fvisibility=hidden", f"-D{upper}_SELFTEST", "-Wl,-Bsymbolic", "-Wl,--gc-sections",
+               "-Ilib", f'-D{upper}_HOOKS="{name}_hooks.h"',
                f'-D{upper}_API=__attribute__((visibility("default")))']  # fmt: skip
     triple = str(package.target.compiler["triple"])
-    cc([*_common(package, triple), *_inputs(package, weights), f"lib/{name}_batch.c", *options, "-o", library], folder)
+    cc(
+        [
+            *_common(package, triple),
+            *_inputs(package, weights),
+            f"lib/{name}_batch.c",
+            *options,
+            *_math(package),
+            "-o",
+            library,
+        ],
+        folder,
+    )
     return folder / library
 
 
@@ -97,7 +127,7 @@ def link_program(package: Package, folder: Path, weights: Path) -> Path:
     name = package.name
     write_text(folder / f"bin/{name}_main.c", package.fill("main.c"))
     sources = [*_inputs(package, weights), f"bin/{name}_main.c"]
-    cc([*program_flags(package.target), "-Iinclude", "-Isrc", *sources, "-o", f"bin/{name}"], folder)
+    cc([*program_flags(package.target), "-Iinclude", "-Isrc", *sources, *_math(package), "-o", f"bin/{name}"], folder)
     return folder / "bin" / name
 
 

@@ -23,6 +23,7 @@ from xdeploy.program import Program
 from xdeploy.target import Target
 
 SELFTEST_SAMPLES = 2
+FLOAT_SLACK = 2  # codes that the self-test lets outputs differ by where a part runs in float and rounds differently
 _FORM_NOTES = {
     "tuned": "The kernels are assembly that LLVM generated for this core; everything else is C99.",
     "portable": "C99 only: it compiles for any 32-bit or 64-bit little-endian CPU.",
@@ -59,6 +60,11 @@ class Package:
         """The one of the sources that holds data only."""
         return f"src/{self.name}_weights.c"
 
+    @property
+    def has_float(self) -> bool:
+        """Whether a part stays in float."""
+        return any(call.op == "float" for call in self.program.calls)
+
     def write(self, folder: Path, stack: int | None) -> None:
         """Write all files below `folder`; `stack` is the bound in bytes, None while it is not known."""
         for path, text in self.files(stack).items():
@@ -94,6 +100,8 @@ class Package:
             "hash_banner": "\n".join(f"# {comment(line, 160)}" for line in self._lines()),
             "sources": " ".join(self.sources),
             "zephyr_sources": " ".join(f"../{s}" for s in self.sources),
+            # parts in float may call the mathematical functions
+            "libraries": f"target_link_libraries({self.name} PUBLIC m)\n" if self.has_float else "",
             "languages": "C ASM" if self.assembly else "C",
             "origin": " ".join(self._lines()).replace("--", "- "),
             "pack_sources": "\n".join(f"        {_pack_file(s)}" for s in self.sources),
@@ -139,7 +147,7 @@ class Package:
             "sha256": comment(str(model.get("sha256", "unknown"))), "align": p.align,
             "arena": max(p.arena, 1), "arena_used": p.arena, "weight_bytes": p.weight_bytes, "macs": p.macs,
             "stack": stack or 0, "layers": len(p.calls),
-            "stack_note": "at most, from the generated code's stack frames" if stack else "not determined",
+            "stack_note": "at most, by the stack frames that clang -O2 makes" if stack else "not determined",
             **_io(io, self.graph), **_labels(self.name.upper(), io),
         }  # fmt: skip
 
@@ -174,7 +182,7 @@ class Package:
         return {
             "count": samples, "input_slot": slot, "inputs": _rows(inputs),
             "outputs": _rows(self.golden.output_codes[:samples].reshape(samples, -1)),
-            "crcs": "\n".join(calls), "crc": f"0x{crc:08X}",
+            "crcs": "\n".join(calls), "crc": f"0x{crc:08X}", "tolerance": FLOAT_SLACK if self.has_float else 0,
         }  # fmt: skip
 
 

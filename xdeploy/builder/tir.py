@@ -7,18 +7,15 @@ outside a device function.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xdeploy.errors import ToolchainError
-from xdeploy.files import replacing
+from xdeploy.files import quiet_stderr, replacing
 from xdeploy.kernel import Code
 from xdeploy.target import Target
 
@@ -35,14 +32,14 @@ class Compiled:
 
     def object(self, path: Path) -> Path:
         """Write an object file (atomically) and return its path."""
-        with replacing(path.with_suffix(".o")) as part, _quiet_stderr():
+        with replacing(path.with_suffix(".o")) as part, quiet_stderr():
             # TVM picks the file kind by its argument, not by the suffix
             self.module.write_to_file(str(part), "o")
         return path.with_suffix(".o")
 
     def assembly(self) -> str:
         """GNU assembly, one section per function, without debug information and unused helpers."""
-        with _quiet_stderr():
+        with quiet_stderr():
             text = str(self.module.inspect_source("asm"))
         return clean_assembly(text, self.symbols)
 
@@ -65,7 +62,7 @@ def compile_tir(functions: Mapping[str, Code], target: Target) -> Compiled:
         from tvm import tirx
     except ImportError as error:
         raise ToolchainError(f"apache-tvm cannot be imported: {error}", hint="pip install apache-tvm") from None
-    with _quiet_stderr() as log:
+    with quiet_stderr() as log:
         try:
             machine = tvm.target.Target(dict(target.tvm))
             parsed = {s: _function(tvm, tirx, s, code, machine) for s, code in functions.items()}
@@ -114,19 +111,6 @@ def _failure(what: str, error: Exception, log: Path) -> ToolchainError:
     return ToolchainError(f"{what}: {error}" + "".join(f"\n  {line}" for line in said))
 
 
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[Path]:
-    """Send the file descriptor 2 to a file meanwhile: TVM and LLVM write warnings there from C++."""
-    with tempfile.NamedTemporaryFile(prefix="xdeploy-", suffix=".log") as log:
-        saved = os.dup(2)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield Path(log.name)
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
 # ------------------------------------------------------------------------------------------------- assembly
 # Besides debug information: the CPU and its attributes, which the assembler's command line states (older assemblers do
 # not know every name, and float attributes would tie integer code to one float ABI).
@@ -138,7 +122,7 @@ _LABEL = re.compile(r"^(\.L(?:func_begin|func_end|tmp|debug|cu_begin|Info)\w*):"
 _SECTION = re.compile(r"\s*\.(?:section\s+([^,\s]+)|(text|data|bss))\b")
 # Helium spellings of LLVM that the GNU assembler (2.40) refuses, and the equal ones both take.
 _SPELLINGS = (
-    (re.compile(r"\bvmla\.i(\d+)(\s+q\d+, q\d+, (?:r\d+|lr))"), r"vmla.s\1\2"),
+    (re.compile(r"\b(vmlas?)\.i(\d+)(\s+q\d+, q\d+, (?:r\d+|lr))"), r"\1.s\2\3"),
     (re.compile(r"\b(vldr|vstr)(\s+)p0\b"), r"\1\2P0"),
 )
 

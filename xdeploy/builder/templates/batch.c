@@ -9,6 +9,10 @@ $banner
 #define INPUT_AT ROUND((uint32_t)${upper}_ARENA_BYTES)
 #define OUTPUT_AT (INPUT_AT + ROUND((uint32_t)${upper}_INPUT_BYTES))
 
+/* Told after every layer if it is set, e.g. to look at the arena; one for all threads. */
+extern ${upper}_API void (*${name}_layer_end)(int layer);
+${upper}_API void (*${name}_layer_end)(int layer) = 0;
+
 ${upper}_API int ${name}_batch_arena_bytes(void);
 ${upper}_API int ${name}_run_batch(const int8_t *inputs, int8_t *outputs, void *arena, int n);
 

@@ -47,6 +47,7 @@ $labels
 #define ${upper}_ERROR_ALIGNMENT 2 /* a pointer is not a multiple of ${upper}_ARENA_ALIGN */
 #define ${upper}_ERROR_WEIGHTS 3   /* self-test: the weights in memory are not those that were built */
 #define ${upper}_ERROR_OUTPUT 4    /* self-test: the outputs are not those of the reference */
+#define ${upper}_ERROR_SIZE 5      /* the arena has fewer bytes than ${upper}_ARENA_BYTES */
 
 /* Alignment of a buffer, e.g. `static ${upper}_ALIGNED ${name}_input x;` */
 #ifndef XD_ALIGN
@@ -80,6 +81,12 @@ typedef char ${name}_right_shift_is_arithmetic[((-3 >> 1) == -2) ? 1 : -1];
 
 /* One inference: ${upper}_OK or an error. Re-entrant: it writes to output, arena and its stack only. */
 ${upper}_API int ${name}_run(const int8_t *input, int8_t *output, void *arena);
+
+/* The same for an arena of `arena_bytes` bytes: an error, and nothing written, where they are too few. */
+static inline int ${name}_run_sized(const int8_t *input, int8_t *output, void *arena, uint32_t arena_bytes)
+{
+    return arena_bytes < ${upper}_ARENA_BYTES ? ${upper}_ERROR_SIZE : ${name}_run(input, output, arena);
+}
 
 #ifdef ${upper}_SELFTEST
 /* Check the weights' CRC-32 and the reference's outputs for built-in inputs; not re-entrant. */

@@ -45,7 +45,9 @@ $crcs
             return status;
         }
         for (i = 0; i < ${upper}_OUTPUT_BYTES; ++i) {
-            if (result[i] != outputs[sample][i]) {
+            const int apart = result[i] - outputs[sample][i];
+
+            if (apart > $tolerance || apart < -$tolerance) {
                 return ${upper}_ERROR_OUTPUT;
             }
         }

@@ -1,0 +1,273 @@
+"""An ONNX model as one plain TIR function: TVM's importer and Relax passes, a generic CPU schedule, no TVM runtime.
+
+Relax leaves a chain of calls of small TIR functions. Each is scheduled, flattened and put behind the other in one
+function over raw pointers: inputs, constants and one pointer into the workspace for each tensor between two loops.
+Intermediate tensors do not share memory, as all pointers are promised not to overlap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdeploy.errors import UnsupportedError
+from xdeploy.files import quiet_stderr
+from xdeploy.kernel import Arg
+
+LINE = 64  # bytes: where tensors begin in the workspace
+CHEAP = 8  # operations per element that are repeated rather than stored; more would multiply in chains of functions
+ROWS = (4, 2)  # rows of such loops at once
+LANES = (16, 8, 4)  # widths of the innermost loop of a sum
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """The function: TVMScript text, its arguments, constants by name, bytes of workspace, float operations."""
+
+    text: str
+    args: tuple[Arg, ...]
+    consts: Mapping[str, NDArray[Any]]
+    workspace: int
+    operations: float
+
+
+def flatten(model: bytes, before: str, after: str) -> Flat:
+    """Compile an ONNX model of one float32 input and output with fixed shapes.
+
+    Args:
+        model: the serialised ModelProto.
+        before: TVMScript of a function (int8 codes, float32 values) that makes the model's input.
+        after: TVMScript of a function (float32 values, int8 codes) that makes codes of its output.
+
+    Raises:
+        UnsupportedError: TVM's importer or a pass refuses it, with what it said.
+    """
+    try:
+        import onnx
+        import tvm  # noqa: F401
+    except ImportError as error:
+        raise UnsupportedError(f"a float part needs the Python packages onnx and apache-tvm: {error}") from None
+    try:
+        with quiet_stderr():
+            return _Chain().run(_relax(onnx.load_model_from_string(model)), before, after)
+    except UnsupportedError:
+        raise
+    except Exception as error:  # TVM raises many types, among them bare Exception
+        said = next((line for line in reversed(str(error).strip().splitlines()) if line.strip()), type(error).__name__)
+        raise UnsupportedError(f"TVM cannot compile the float part: {said.strip()[:300]}") from None
+
+
+def _relax(model: Any) -> Any:
+    """The imported module after legalisation and fusion: `main` calls TIR functions only."""
+    import tvm
+    from tvm import relax
+    from tvm.relax.frontend.onnx import from_onnx
+
+    x = relax.transform
+    steps = [
+        x.FastMathTransform(),  # exp, tanh and erf as polynomials: they vectorise, and need no library
+        x.LegalizeOps(), x.AnnotateTIROpPattern(), x.FoldConstant(), x.FuseOps(), x.FuseTIR(), x.DeadCodeElimination(),
+    ]  # fmt: skip
+    return tvm.ir.transform.Sequential(steps)(from_onnx(model, keep_params_in_input=False))
+
+
+# ------------------------------------------------------------------------------------------------- schedule
+def _scheduled(function: Any) -> Any:
+    """Inline what is read once; give every sum an innermost loop that vectorises."""
+    import tvm
+    from tvm.s_tir import Schedule
+
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    schedule = Schedule(module, error_render_level="none")
+    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+        with contextlib.suppress(tvm.s_tir.schedule.ScheduleError):  # a block that resists stays as it is
+            _schedule_block(schedule, block)
+    return schedule.mod["main"]
+
+
+def _schedule_block(schedule: Any, block: Any) -> None:
+    from tvm.s_tir.analysis import estimate_tir_flops
+
+    readers = schedule.get_consumers(block)
+    if _pure(schedule, block):
+        if len(readers) == 1 and _pure(schedule, readers[0]) and estimate_tir_flops(schedule.get(block).body) <= CHEAP:
+            schedule.compute_inline(block)
+        return
+    loops, iterators = schedule.get_loops(block), schedule.get(block).iter_vars
+    if len(loops) != len(iterators):
+        return
+    spatial = [k for k, v in enumerate(iterators) if v.iter_type == 0]
+    sums = [loops[k] for k, v in enumerate(iterators) if v.iter_type != 0]
+    if spatial and _contiguous(schedule.get(block), iterators[spatial[-1]].var):
+        _vectorise(schedule, block, [loops[k] for k in spatial], sums)
+        return
+    schedule.decompose_reduction(block, sums[0])
+
+
+def _vectorise(schedule: Any, block: Any, spatial: list[Any], sums: list[Any]) -> None:
+    """Sum a row of the innermost index in registers, and write it when the sum is complete."""
+    size = int(schedule.get(spatial[-1]).extent)
+    lanes = next((n for n in LANES if size % n == 0), 0)
+    if not lanes:
+        schedule.reorder(*spatial[:-1], *sums, spatial[-1])
+        schedule.decompose_reduction(block, sums[0])
+        return
+    outer, vector = schedule.split(spatial[-1], [None, lanes])
+    rows: list[Any] = []
+    several = next((n for n in ROWS if len(spatial) > 1 and int(schedule.get(spatial[-2]).extent) % n == 0), 0)
+    if several:
+        spatial[-2], row = schedule.split(spatial[-2], [None, several])
+        rows = [row]
+    schedule.reorder(*spatial[:-1], outer, *sums, *rows, vector)
+    result = schedule.cache_write(block, 0, "local")
+    schedule.reverse_compute_at(result, outer)
+    start = schedule.decompose_reduction(block, sums[0])
+    for each in (block, start, result):
+        ends = schedule.get_loops(each)[-1 - len(rows) :]
+        schedule.vectorize(ends[-1])
+        for loop in ends[:-1]:
+            schedule.unroll(loop)
+
+
+def _pure(schedule: Any, block: Any) -> bool:
+    return all(v.iter_type == 0 for v in schedule.get(block).iter_vars)
+
+
+def _contiguous(block: Any, last: Any) -> bool:
+    """Whether what is read lies side by side for successive values of the index `last`, or does not depend on it."""
+    from tvm import sym
+
+    found = False
+    for read in block.reads:
+        for k, place in enumerate(reversed(read.region)):
+            factors = sym.detect_linear_equation(place.min, [last])
+            step = getattr(factors[0], "value", None) if factors else None
+            if step != 0 and (k or step != 1):
+                return False
+            found = found or step == 1
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ one function
+def _lowered(function: Any) -> Any:
+    """Loops over flat buffers: parameters are declared first, then temporary buffers are allocated."""
+    import tvm
+    from tvm import s_tir, tirx
+
+    s, x = s_tir.transform, tirx.transform
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    for step in (
+        s.CanonicalizeLoop(), s.LowerInitBlock(), s.PlanAndUpdateBufferAllocationLocation(),
+        s.ConvertBlocksToOpaque(), s.CompactBufferAllocation(), s.LowerMatchBuffer(),
+        s.LowerOpaqueBlock(), x.FlattenBuffer(), x.NarrowDataType(32), x.StmtSimplify(),
+    ):  # fmt: skip
+        module = step(module)
+    return module["main"]
+
+
+@dataclass(slots=True)
+class _Chain:
+    """The function so far: parameters with what is passed for them, statements, constants, workspace."""
+
+    params: list[Any] = field(default_factory=list)
+    args: list[Arg] = field(default_factory=list)
+    body: list[Any] = field(default_factory=list)
+    consts: dict[str, NDArray[Any]] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)  # key of a tensor -> its pointer
+    workspace: int = 0
+    operations: float = 0.0
+
+    def run(self, module: Any, before: str, after: str) -> Flat:
+        """All pieces in order, printed."""
+        from tvm.script import from_source
+        from tvm.tirx import PrimFunc, SeqStmt
+
+        main = module["main"]
+        self.piece(from_source(before), ["input", "w:x"])
+        tensors: list[tuple[Any, Any]] = [(main.params[0], "w:x")]
+        for count, binding in enumerate(b for block in main.body.blocks for b in block.bindings):
+            tensors.append((binding.var, self.bound(module, binding, tensors, f"w:t{count}")))
+        self.piece(from_source(after), [_look_up(tensors, main.body.body), "output"])
+        merged = PrimFunc(self.params, SeqStmt(self.body), None, None).with_attr("global_symbol", "kernel")
+        lines = [line for line in merged.script().splitlines() if not line.startswith("#")]
+        text = "\n".join(lines).strip().replace("def kernel(", "def {symbol}(", 1) + "\n"
+        return Flat(text, tuple(self.args), self.consts, self.workspace, self.operations)
+
+    def bound(self, module: Any, binding: Any, tensors: Sequence[tuple[Any, Any]], name: str) -> Any:
+        """Add what one Relax binding computes; gives the key of its value, or a list of keys of a tuple."""
+        value = binding.value
+        kind, op = type(value).__name__, getattr(getattr(value, "op", None), "name", "")
+        if kind == "TupleGetItem":
+            return _look_up(tensors, value.tuple_value)[int(value.index)]
+        if kind == "Tuple":
+            return [_look_up(tensors, f) for f in value.fields]
+        if op != "relax.call_tir":
+            known = _look_up(tensors, value) if not op else None
+            if known is None:
+                raise UnsupportedError(f"TVM left {op or kind} in the float part, which has no kernel")
+            return known
+        function = module[value.args[0]]
+        keys = [self.operand(tensors, a) for a in value.args[1].fields]
+        count = len(function.params) - len(keys)
+        outputs = [f"{name}_{k}" for k in range(count)]
+        self.piece(function, [*keys, *outputs])
+        return outputs[0] if type(binding.var.ty).__name__ != "TupleType" else outputs
+
+    def operand(self, tensors: Sequence[tuple[Any, Any]], value: Any) -> str:
+        """The key of an argument; constants are collected."""
+        array = getattr(value, "value", None)
+        if array is None:
+            return str(_look_up(tensors, value))
+        name = f"k{len(self.consts)}"
+        self.consts[name] = _bits(np.ascontiguousarray(array.numpy()))
+        return f"c:{name}"
+
+    def piece(self, function: Any, keys: Sequence[str]) -> None:
+        """Append one function whose buffers are the tensors of these keys."""
+        from tvm import tirx
+        from tvm.s_tir.analysis import estimate_tir_flops
+
+        self.operations += float(estimate_tir_flops(function.body))
+        flat = _lowered(_scheduled(function))
+        names = dict(zip((p.name for p in flat.params), keys, strict=True))
+        for s in flat.body.seq if isinstance(flat.body, tirx.SeqStmt) else [flat.body]:
+            if isinstance(s, tirx.DeclBuffer) and getattr(s.data, "args", None):
+                s = tirx.DeclBuffer(s.buffer, data=self.pointer(names[s.data.args[0].name], s.buffer))
+            elif isinstance(s, tirx.AllocBuffer):
+                s = tirx.DeclBuffer(s.buffer, data=self.pointer(f"w:a{len(self.params)}", s.buffer))
+            self.body.append(s)
+
+    def pointer(self, key: str, buffer: Any) -> Any:
+        """The parameter that points to a tensor; a tensor of the workspace is placed when it is first seen."""
+        from tvm.tirx import Var
+
+        if key not in self.known:
+            kind, _, name = key.partition(":")
+            args = {"input": Arg("input"), "output": Arg("output"), "c": Arg("const", name=name)}
+            arg = args.get(kind) or Arg("workspace", value=self.workspace)
+            if kind == "w":
+                size = int(np.prod([int(n) for n in buffer.shape])) * np.dtype(str(buffer.dtype)).itemsize
+                self.workspace += -(-size // LINE) * LINE
+            self.known[key] = Var(f"p{len(self.params)}", buffer.data.ty)
+            self.params.append(self.known[key])
+            self.args.append(arg)
+        return self.known[key]
+
+
+def _look_up(tensors: Sequence[tuple[Any, Any]], variable: Any) -> Any:
+    return next((key for known, key in _backwards(tensors) if known.same_as(variable)), None)
+
+
+def _backwards(tensors: Sequence[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    return iter(reversed(tensors))
+
+
+def _bits(array: NDArray[Any]) -> NDArray[Any]:
+    """The bit patterns, as C prints them exactly."""
+    flat = array.reshape(-1)
+    return flat.view(np.uint32 if flat.nbytes % 4 == 0 else np.uint8)

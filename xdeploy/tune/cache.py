@@ -1,0 +1,50 @@
+"""What was measured before, in the user's cache folder: one JSON file per key, written as a whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from xdeploy.files import write_json
+from xdeploy.tune.jobs import Figures
+
+SCHEMA = "xdeploy.tuned/1"
+
+
+def cache_folder() -> Path:
+    """$XDEPLOY_CACHE, else xdeploy in $XDG_CACHE_HOME, else ~/.cache/xdeploy; figures lie in `tune` below it."""
+    own = os.environ.get("XDEPLOY_CACHE")
+    if own:
+        return Path(own) / "tune"
+    base = os.environ.get("XDG_CACHE_HOME")  # to be ignored where it is not absolute, by its specification
+    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "xdeploy" / "tune"
+
+
+class Cache:
+    """Figures by key. A file that is missing, broken or of another schema counts as not measured."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = cache_folder() if folder is None else folder
+
+    def path(self, key: str) -> Path:
+        """Where the figures of a key lie."""
+        return self.folder / key[:2] / f"{key}.json"
+
+    def get(self, key: str) -> Figures | None:
+        """The figures measured for the key, or None."""
+        try:
+            value = json.loads(self.path(key).read_text(encoding="utf-8"))
+            if not isinstance(value, dict) or (value.get("schema"), value.get("key")) != (SCHEMA, key):
+                return None
+            return Figures.from_dict(value.get("figures"))
+        except (OSError, ValueError, RecursionError):
+            return None
+
+    def put(self, key: str, kernel: str, figures: Figures) -> None:
+        """Keep the figures, unless the folder cannot be written: then they are measured again next time."""
+        value = {"schema": SCHEMA, "key": key, "kernel": kernel, "figures": figures.to_dict()}
+        with contextlib.suppress(OSError):
+            write_json(self.path(key), value)
