@@ -46,7 +46,33 @@ def test_errors_teach(tmp_path: Path, text: str, words: tuple[str, ...]) -> None
 
 
 def test_every_flag_is_a_recipe_key() -> None:
-    from xdeploy.cli import _FLAGS
+    from xdeploy.commands.options import recipe_keys
 
     flat = {"seed"} | {f"{s}.{o}" for s, v in Recipe().to_dict().items() if isinstance(v, dict) for o in v}
-    assert {key for key, _, _ in _FLAGS.values()} <= flat
+    assert set(recipe_keys().values()) <= flat
+
+
+def parsed(*arguments: str) -> Recipe:
+    """The recipe that a command line asks for."""
+    from xdeploy.commands.options import Parser, add_recipe_flags, recipe_of
+
+    parser = Parser()
+    add_recipe_flags(parser)
+    return recipe_of(parser.parse_args(list(arguments)))
+
+
+def test_flags_reach_the_recipe(tmp_path: Path) -> None:
+    """Each kind of flag: a value, a switch and its denial, one that repeats; the file stands below them."""
+    file = write(tmp_path, "[plan]\nram = 5\nflash = 7\n[lower]\nfail_on_fallback = true\n")
+    recipe = parsed("--recipe", str(file), "--flash", "1.5K", "--further", "--fallback", "a", "--fallback", "b.c")
+    assert (recipe.plan.flash, recipe.plan.ram, recipe.compress.further) == (1536, 5, True)
+    assert (recipe.lower.fallback, recipe.lower.fail_on_fallback) == (("a", "b.c"), True)
+    assert parsed("--recipe", str(file), "--no-fail-on-fallback").lower.fail_on_fallback is False
+    assert parsed().lower.fail_on_fallback is None
+    assert parsed("--set", "lower.fallback=['x']", "--set", "package.name=net").lower.fallback == ("x",)
+
+
+@pytest.mark.parametrize("text", ["12Q", "K", "1e999", "nan", "-"])
+def test_a_size_is_a_number_and_a_unit(text: str) -> None:
+    with pytest.raises(UsageError, match="examples: 65536"):
+        parsed("--flash", text)

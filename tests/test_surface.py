@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +27,15 @@ def test_public_names() -> None:
 
     assert set(xdeploy.__all__) == {"__version__", "build"}
     assert builder.build is not xdeploy.build is pipeline.build
+
+
+def test_every_package_is_installed() -> None:
+    """The list in pyproject.toml is written by hand: every folder with Python or data files stands in it."""
+    root = Path(__file__).resolve().parents[1]
+    listed = set(tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    places = {"xdeploy": root / "xdeploy", "xdeploy.kernels": root / "kernels", "xdeploy.targets": root / "targets"}
+    found = set()
+    for name, place in places.items():
+        for file in place.rglob("__init__.py"):
+            found.add(".".join((name, *file.parent.relative_to(place).parts)))
+    assert listed == found

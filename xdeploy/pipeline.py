@@ -20,7 +20,8 @@ from xdeploy.handover import (
     IoSpec,
     Measurement,
 )
-from xdeploy.recipe import DataOptions, Recipe
+from xdeploy.permission import external_data
+from xdeploy.recipe import Recipe
 from xdeploy.request import Progress, Request, Silent
 from xdeploy.stages import Stages
 from xdeploy.store import Store
@@ -56,8 +57,9 @@ def run(request: Request, until: str = "report", progress: Progress | None = Non
     _check_paths(request)
     store = Store(request.output)
     try:
-        stages = Stages(request, targets, store, progress or Silent())
-        stages.run(until)
+        with external_data(request.recipe.lower.external_data):
+            stages = Stages(request, targets, store, progress or Silent())
+            stages.run(until)
         report = write_report(request.output) if until == "report" else None
         return RunResult(request.output, until, stages.artifacts, report)
     finally:
@@ -85,8 +87,11 @@ def build(
     recipe: Recipe | None = None,
     output: str | Path = "out",
     progress: Progress | None = None,
+    allow_external_data: bool = False,
 ) -> Artifact:
-    """Build one target from a torch module, `package.module:factory`, quantised `.onnx`, or None (the demo).
+    """Build one target from a torch module, `package.module:factory`, `.onnx`, or None (the demo).
+
+    `allow_external_data`: an ONNX file may keep tensors in other files of its own folder (lower.external_data).
 
     Raises:
         XdeployError: see `xdeploy.errors`.
@@ -95,7 +100,10 @@ def build(
     def path(p: str | Path | None) -> Path | None:
         return None if p is None else Path(p)
 
-    request = Request(model, path(weights), path(data), path(test_data), recipe or Recipe(), (target,), Path(output))
+    recipe = recipe or Recipe()
+    if allow_external_data:
+        recipe = recipe.with_options({"lower.external_data": True})
+    request = Request(model, path(weights), path(data), path(test_data), recipe, (target,), Path(output))
     result = run(request, progress=progress)
     return next(iter(result.artifacts.values()))
 
@@ -153,26 +161,3 @@ def run_inputs(
         "shape": list(result.outputs.shape),
         "instructions": None if result.instructions is None else [int(n) for n in result.instructions],
     }
-
-
-def check(model: str, weights: Path | None, data: Path | None) -> list[dict[str, Any]]:
-    """Read a model as far as is needed to say that it can be deployed; raises UnsupportedError listing obstacles."""
-    if model.endswith(".onnx"):
-        from xdeploy.export import adopt
-        from xdeploy.lower import lower
-
-        graph = lower(adopt(Path(model), None))
-        return [{"origin": n.name, "kind": n.op, "shape": list(graph.tensors[n.output].shape)} for n in graph.nodes]
-    from xdeploy.model.source import load_network
-
-    network, _ = load_network(model, weights, data, DataOptions())
-    return [{"origin": x.name, "kind": x.kind, "shape": list(x.shape)} for x in network.layers]
-
-
-def support_matrix(target: str | None) -> list[dict[str, str]]:
-    """One row per kernel, straight from the registry."""
-    from xdeploy.kernel import KERNELS
-
-    features = load_target(target).features if target else None
-    rows = [{"kernel": k.name, "op": k.op, "weights": k.weight, "isa": k.isa} for k in KERNELS.values()]
-    return [r for r in rows if features is None or r["isa"] in features]

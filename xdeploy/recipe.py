@@ -51,6 +51,7 @@ class CompressOptions:
 
     codebook_weighting: float = 0.5  # exponent of the sensitivity that weighs k-means; 0: unweighted
     activation_percentile: float = 99.99  # of the calibration values; 100: min/max
+    further: bool = False  # a file that is quantised already is taken as its float view and compressed once more
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,23 @@ class RecoverOptions:
     batch: int = 128
     momentum: float = 0.9
     augment: bool = True  # random crop (pad 4) and flip for images of 16 pixels and more
+
+
+@dataclass(frozen=True, slots=True)
+class LowerOptions:
+    """[lower] What may stay in float where it has no integer form, and what the file may take from elsewhere."""
+
+    fallback: tuple[str, ...] = ()  # names of nodes that may run in float, on hosts and Cortex-A
+    fail_on_fallback: bool | None = None  # refuse any float part; None: on firmware targets only
+    external_data: bool = False  # an ONNX file may keep tensors in other files of its own folder
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """[build] How a program uses its memory."""
+
+    # the first layers in bands of rows: auto (as far as plan.ram or the target's RAM needs it) | off | min | how many
+    stream: int | str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +100,16 @@ class BenchOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class TuneOptions:
+    """[tune] How kernels are chosen among those that a node can have."""
+
+    effort: str = "off"  # off: by cost formulas | quick: the likely ones are measured | full: all are
+    objective: str = "instructions"  # what is made small: instructions | cycles | flash
+    flash: int | None = None  # bytes of code and constants; None: the target's
+    ram: int | None = None  # bytes of arena; None: the target's
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """All options of one run."""
 
@@ -91,6 +119,9 @@ class Recipe:
     plan: PlanOptions = PlanOptions()
     compress: CompressOptions = CompressOptions()
     recover: RecoverOptions = RecoverOptions()
+    lower: LowerOptions = LowerOptions()
+    tune: TuneOptions = TuneOptions()
+    build: BuildOptions = BuildOptions()
     package: PackageOptions = PackageOptions()
     bench: BenchOptions = BenchOptions()
 
@@ -172,7 +203,8 @@ def _cast(owner: type, option: str, value: Any, key: str) -> Any:
             return dict(value)
         if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, kind):
             return value
-    return _cast_scalar(next(k for k in kinds if k is not type(None)), value, key)
+    scalars = [k for k in kinds if k is not type(None)]
+    return _cast_scalar(next((k for k in scalars if type(value) is k), scalars[0]), value, key)
 
 
 def _cast_scalar(kind: Any, value: Any, key: str) -> Any:
@@ -192,7 +224,14 @@ def _check(recipe: Recipe) -> None:
     _one_of("relevance.composite", recipe.relevance.composite, ("epsilon", "epsilon-plus-flat"))
     _one_of("relevance.target", recipe.relevance.target, ("label", "predicted"))
     _one_of("recover.schedule", recipe.recover.schedule, ("cosine", "constant"))
+    stream = recipe.build.stream
+    if isinstance(stream, str):
+        _one_of("build.stream", stream, ("auto", "off", "min"))
+    elif not 2 <= stream <= 4096:
+        raise UsageError(f"recipe key 'build.stream' must be auto, off, min or 2..4096 bands, got {stream}")
     _one_of("package.form", recipe.package.form, ("tuned", "portable"))
+    _one_of("tune.effort", recipe.tune.effort, ("off", "quick", "full"))
+    _one_of("tune.objective", recipe.tune.objective, ("instructions", "cycles", "flash"))
     limits = {
         "data.validation": (recipe.data.validation, 0.0, 0.9), "plan.max_drop": (recipe.plan.max_drop, 0.0, 100.0),
         "data.calibration": (recipe.data.calibration, 1, 10**9), "data.golden": (recipe.data.golden, 1, 1000),

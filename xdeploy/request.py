@@ -48,21 +48,54 @@ class Request:
     plan: Path | None = None
 
 
+def is_kept(request: Request) -> bool:
+    """Whether MODEL is a quantised ONNX file that is lowered as it is, not scored and compressed.
+
+    Raises:
+        ModelError: an ONNX file that cannot be read.
+    """
+    return not request.recipe.compress.further and is_quantised_file(request.model)
+
+
+def is_quantised_file(model: Any) -> bool:
+    """Whether MODEL is an ONNX file that is quantised already.
+
+    Raises:
+        ModelError: an ONNX file that cannot be read.
+    """
+    if not isinstance(model, str) or not model.lower().endswith(".onnx"):
+        return False
+    from xdeploy.onnxfile import is_quantised
+
+    return is_quantised(Path(model))
+
+
 def stage_keys(request: Request, targets: Iterable[Target]) -> dict[str, str]:
     """Stage -> hash of all that goes into it, the hashes of the stages before it included."""
     o = request.recipe
     model = request.model if isinstance(request.model, str | None) else _module_digest(request.model)
     paths = [path_digest(p) for p in (request.weights, request.data, request.test_data, _model_file(request.model))]
-    keys = {"source": digest(model, paths, o.data, o.seed, _code_digest())}
+    paths.append(_data_files(request))
+    keys = {"source": digest(model, paths, o.data, o.lower, o.seed, _code_digest())}
     keys["score"] = digest(keys["source"], o.relevance)
     keys["plan"] = digest(keys["score"], o.plan, o.compress, path_digest(request.plan))
     keys["compress"] = digest(keys["plan"], o.recover)
     keys["export"] = digest(keys["compress"])
     keys["lower"] = digest(keys["export"])
     for target in targets:
-        keys[target.name] = digest(keys["lower"], repr(target), o.package, o.bench)
+        keys[target.name] = digest(keys["lower"], repr(target), o.package, o.bench, o.tune, o.build, o.plan.ram)
     keys["accuracy"] = digest(keys["lower"], o.bench.accuracy)
     return keys
+
+
+def _data_files(request: Request) -> str:
+    """Changes with the files that an ONNX file keeps its data in."""
+    is_onnx = isinstance(request.model, str) and request.model.lower().endswith(".onnx")
+    if not is_onnx or not request.recipe.lower.external_data:
+        return ""
+    from xdeploy.onnxfile import digest as file_digest
+
+    return file_digest(Path(request.model))
 
 
 def _module_digest(module: Any) -> str:

@@ -6,14 +6,13 @@ Each method is one arrow between saved objects; heavy libraries are imported by 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from xdeploy.accuracy import deployed, right
 from xdeploy.files import read_json, read_npz, write_json, write_npz
 from xdeploy.handover import (
     Artifact,
@@ -24,12 +23,14 @@ from xdeploy.handover import (
     RelevanceMap,
     quantity,
 )
-from xdeploy.recipe import RecoverOptions
-from xdeploy.request import Progress, Request, stage_keys
+from xdeploy.recipe import RecoverOptions, TuneOptions
+from xdeploy.request import Progress, Request, is_kept, stage_keys
 from xdeploy.store import Store
 from xdeploy.target import Target, host_target
 
 if TYPE_CHECKING:
+    from xdeploy.bench.host import HostRunner
+    from xdeploy.compress.apply import Memory
     from xdeploy.compress.model import CompressedModel
     from xdeploy.lir.graph import LoweredGraph
     from xdeploy.model.source import SourceModel
@@ -45,7 +46,7 @@ class Stages:
     def __init__(self, request: Request, targets: list[Target], store: Store, progress: Progress) -> None:
         self.request, self.targets, self.store, self.progress = request, targets, store, progress
         self.recipe, self.folder = request.recipe, store.folder
-        self.quantised = isinstance(request.model, str) and request.model.endswith(".onnx")
+        self.quantised = is_kept(request)
         self.keys = stage_keys(request, targets)
         self.artifacts: dict[str, Artifact] = {}
 
@@ -53,12 +54,16 @@ class Stages:
     @cached_property
     def source(self) -> SourceModel:
         """The user's model and data; loading is the first check of both."""
+        from xdeploy.kept import float_view_of
+        from xdeploy.lower import Fallback
         from xdeploy.model.source import load_source
 
-        r = self.request
+        r, allowed = self.request, Fallback.of(self.recipe.lower, self.targets)
         return load_source(
-            r.model, r.weights, r.data, r.test_data, self.recipe.data, self.recipe.seed, progress=self.progress
-        )
+            float_view_of(r) if self.recipe.compress.further else r.model,
+            r.weights, r.data, r.test_data, self.recipe.data, self.recipe.seed, progress=self.progress,
+            fallback=() if allowed.refused else allowed.names,
+        )  # fmt: skip
 
     @cached_property
     def compressed(self) -> CompressedModel:
@@ -86,14 +91,15 @@ class Stages:
         if last >= STAGES.index("build"):
             self._warm_up()
         if self.quantised:
-            self._step("lower", ["source.json", "graph.txt", "graph.npz", "golden.npz", "accuracy.json"], self._adopt)
+            self._step("lower", ["source.json", "graph.txt", "graph.npz", "golden.npz"], self._adopt)
         else:
             self._float_stages(last)
         if last >= STAGES.index("build"):
             for target in self.targets:
                 self._target(target)
-        if until == "report" and not self.quantised:
-            self._step("accuracy", ["accuracy.json"], self._accuracy)
+        if until == "report":
+            work = self._kept_accuracy if self.quantised else self._accuracy
+            self._step("accuracy", ["accuracy.json"], work)
 
     def _float_stages(self, last: int) -> None:
         steps: tuple[tuple[str, list[str], Callable[[], None]], ...] = (
@@ -154,17 +160,19 @@ class Stages:
         if self.request.plan is not None:
             CompressionPlan.load(self.request.plan).save(self.folder / "plan.json")
             return
+        from xdeploy.compress.apply import Memory
         from xdeploy.compress.fakequant import FakeQuantModule
         from xdeploy.model.torchmodule import NetworkModule
         from xdeploy.plan.allocate import allocate
 
         s, o = self.source, self.recipe
-        before = _right(NetworkModule(s.network), s.validation_batches(250, limit=SEARCH_SAMPLES))
+        before = right(NetworkModule(s.network), s.validation_batches(250, limit=SEARCH_SAMPLES))
+        memory = Memory(s.network)
 
         def evaluate(plan: CompressionPlan) -> float:
             """Accuracy in percent, less one standard error of its (paired) difference from the float network's."""
-            module = FakeQuantModule(self._apply(plan, recover=False))
-            after = _right(module, s.validation_batches(250, limit=SEARCH_SAMPLES))
+            module = FakeQuantModule(self._apply(plan, recover=False, memory=memory))
+            after = right(module, s.validation_batches(250, limit=SEARCH_SAMPLES))
             return 100.0 * float(after.mean() - (after != before).mean() ** 0.5 / len(after) ** 0.5)
 
         accuracy = 100.0 * float(before.mean())
@@ -172,7 +180,7 @@ class Stages:
         plan = allocate(s.network, self.relevance, o.plan, evaluate, accuracy, self.progress, weighting)
         plan.save(self.folder / "plan.json")
 
-    def _apply(self, plan: CompressionPlan, recover: bool) -> CompressedModel:
+    def _apply(self, plan: CompressionPlan, recover: bool, memory: Memory | None = None) -> CompressedModel:
         from xdeploy.compress.apply import compress
 
         s, o = self.source, self.recipe
@@ -189,6 +197,7 @@ class Stages:
             seed=o.seed,
             progress=self.progress,
             measure_steps=recover,
+            memory=memory,
         )
 
     def _compress(self) -> None:
@@ -207,9 +216,11 @@ class Stages:
         write_npz(self.folder / "export.npz", {"inputs": exported.inputs, "onnx_codes": exported.onnx_codes})
 
     def _lower(self) -> None:
-        from xdeploy.lower import lower
+        from xdeploy.lower import Fallback, lower
 
-        self._save_graph(lower(self._exported()))
+        allowed = Fallback.of(self.recipe.lower, self.targets)
+        parts = tuple(x.name for x in self.compressed.network.layers if x.kind == "fallback")
+        self._save_graph(lower(self._exported(), fallback=replace(allowed, names=parts)))
 
     def _exported(self) -> ExportedModel:
         head = read_json(self.folder / "export.json", "xdeploy.export/1")
@@ -245,15 +256,33 @@ class Stages:
         from xdeploy.bench import bench
         from xdeploy.builder import build
         from xdeploy.program import bind
+        from xdeploy.tune import tune
 
         options = self.recipe.package
         golden = GoldenIo.load(self.folder / "golden.npz")
-        program = bind(self.graph, target, options.name or self._model_name(), form=options.form)
-        artifact = build(program, self.graph, golden, target, folder, options, self._provenance())
+        graph = self._streamed(target)
+        choice = tune(graph, target, self._tuning(target), options.form, self.progress)
+        program = bind(graph, target, options.name or self._model_name(), options.form, choice)
+        artifact = build(program, graph, golden, target, folder, options, self._provenance())
         bench(artifact, golden, target, repeats=self.recipe.bench.repeats, progress=self.progress).save(
             folder / "bench.json"
         )
         return artifact
+
+    def _streamed(self, target: Target) -> LoweredGraph:
+        """The graph, with its first layers in bands where a target that was asked for needs it."""
+        from xdeploy.memory.streaming import fit_memory
+        from xdeploy.program import choose
+
+        o, form = self.recipe, self.recipe.package.form
+        if target not in self.targets:
+            return self.graph
+        ram = (o.plan.ram, o.tune.ram)
+        return fit_memory(self.graph, target, o.build.stream, ram, lambda g, n: choose(g, n, target, form))
+
+    def _tuning(self, target: Target) -> TuneOptions:
+        """As asked for, on the targets asked for: the host library that only measures accuracy is not tuned."""
+        return self.recipe.tune if target in self.targets else TuneOptions()
 
     def _model_name(self) -> str:
         return str(read_json(self.folder / "source.json", "xdeploy.source/1")["model"]["name"])
@@ -275,65 +304,44 @@ class Stages:
         progress = self.progress
         value: dict[str, Any] = {"schema": "xdeploy.accuracy/1"}
         for key, module in (("float", NetworkModule(s.network)), ("fake_quant", FakeQuantModule(self.compressed))):
-            right = _right(module, s.test_batches(250), lambda done: progress("accuracy, torch", done, n))
-            value[key] = quantity(100.0 * float(right.mean()), "%", "measured", n=n)
-        value["deployed"] = self._deployed() if self.recipe.bench.accuracy else None
+            hits = right(module, s.test_batches(250), lambda done: progress("accuracy, torch", done, n))
+            value[key] = quantity(100.0 * float(hits.mean()), "%", "measured", n=n)
+        value["deployed"] = (
+            deployed(self._host().run_many, self.graph.io, s, progress) if self.recipe.bench.accuracy else None
+        )
         rows = compare_with_onnx(self.folder / "model.onnx", self.graph, self._exported().inputs)
         worst = max(r["max_code_difference"] for r in rows)
         onnx = read_json(self.folder / "export.json", "xdeploy.export/1")["onnx"]
         value["onnx"] = {**onnx, "node_max_difference": worst, "nodes": rows}
         write_json(self.folder / "accuracy.json", value)
 
-    def _deployed(self) -> dict[str, Any]:
-        """Accuracy of the integer code itself: the whole test set through the host library."""
+    def _host(self) -> HostRunner:
+        """The host library, built for measuring where no host target was asked for."""
         from xdeploy.bench.host import HostRunner
 
         host = host_target()
-        folder = self.folder / (host.name if host.name in self.artifacts else HOST)
-        artifact = self.artifacts[host.name] if host.name in self.artifacts else self._build(host, folder)
-        runner, right, n = HostRunner(artifact), 0, 0
-        for x, y in self.source.test_batches(500):
-            codes = runner.run_many(self.graph.io.to_codes(x.numpy()))
-            right += int((codes.reshape(len(codes), -1).argmax(axis=1) == y.numpy()).sum())
-            n += len(codes)
-            self.progress("accuracy, deployed code", n, self.source.test_count)
-        return quantity(100 * right / n, "%", "measured", n=n)
+        if host.name in self.artifacts:
+            return HostRunner(self.artifacts[host.name])
+        return HostRunner(self._build(host, self.folder / HOST))
 
+    # ----------------------------------------------------------------- a quantised file that is kept as it is
     def _adopt(self) -> None:
-        """An already quantised ONNX file: lowered as it is."""
-        from xdeploy.export import adopt
-        from xdeploy.lir.ops import macs
-        from xdeploy.lower import lower
+        from xdeploy.kept import lower_kept
+        from xdeploy.lower import Fallback
 
-        exported = adopt(Path(self.request.model), None)
-        graph = lower(exported)
+        r = self.request
+        exported, graph, source = lower_kept(
+            Path(r.model), r.test_data or r.data, self.recipe.data, self.progress,
+            Fallback.of(self.recipe.lower, self.targets),
+        )  # fmt: skip
         self._save_graph(graph, exported.inputs)
-        name = Path(self.request.model).name.split(".")[0]
-        weights = [n for n in graph.nodes if n.format]
-        count = sum(n.consts["codes"].size + n.consts["bias"].size for n in weights)
-        model = {
-            "name": name,
-            "sha256": exported.sha256,
-            "parameters": count,
-            "macs": sum(macs(graph, n) for n in graph.nodes),
-            "float_bytes": quantity(4 * count, "byte", "modelled", note="the same parameters as float32"),
-        }
-        write_json(
-            self.folder / "source.json", {"schema": "xdeploy.source/1", "model": model, "data": None, "layers": []}
-        )
-        none: dict[str, Any] = {"float": None, "fake_quant": None, "deployed": None, "onnx": None}
-        write_json(self.folder / "accuracy.json", {"schema": "xdeploy.accuracy/1", **none})
+        write_json(self.folder / "source.json", source)
 
+    def _kept_accuracy(self) -> None:
+        from xdeploy.kept import accuracy
 
-def _right(module: Any, batches: Iterable[Any], tell: Callable[[int], None] | None = None) -> NDArray[np.bool_]:
-    """Which samples a torch module classifies rightly; the first of equal outputs wins, as on the device."""
-    import torch
-
-    rows: list[NDArray[np.bool_]] = []
-    module.eval()
-    with torch.inference_mode():
-        for x, y in batches:
-            rows.append((module(x).flatten(1).argmax(1) == y).numpy())
-            if tell:
-                tell(sum(map(len, rows)))
-    return np.concatenate(rows)
+        r, golden = self.request, GoldenIo.load(self.folder / "golden.npz")
+        data = (r.test_data or r.data) if self.recipe.bench.accuracy else None
+        run = self._host().run_many if data else None
+        found = accuracy(Path(r.model), golden, self.graph, data, self.recipe.data, run, self.progress)
+        write_json(self.folder / "accuracy.json", found)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from html import escape
+import html
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from xdeploy.report.tables import Table, all_tables, facts
@@ -20,23 +20,35 @@ th { position: sticky; top: 0; } .r { text-align: right; } .note { opacity: .75;
 """
 
 
+def escape(text: str) -> str:
+    """Text as it may stand in the page: no markup, and no character that cannot be seen or turns the writing round."""
+    return html.escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+
+
 def render(report: Mapping[str, Any]) -> str:
     """The whole report as one HTML page."""
     name = escape(report["model"]["name"])
     parts = [f"<h1>xdeploy report: {name}</h1>", "<ul>", *(f"<li>{escape(x)}</li>" for x in facts(report)), "</ul>"]
     for table in all_tables(report):
         if table.rows:
-            parts.append(_table(table))
+            parts.append(render_table(table))
         if table.title == "Targets":
             parts.append(_chart(report))
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>xdeploy: {name}</title>'
+    return page(f"xdeploy: {report['model']['name']}", parts)
+
+
+def page(title: str, parts: Iterable[str], style: str = "") -> str:
+    """A whole page of parts that are HTML already; the title is text."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     body = "\n".join(parts)
     return (
-        f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}{style}</style></head>\n'
+        f"<body>\n{body}\n</body></html>\n"
     )
 
 
-def _table(table: Table) -> str:
+def render_table(table: Table) -> str:
+    """A titled table as HTML."""
     side = ["r" if a == ">" else "" for a in table.align]
     head = "".join(f'<th class="{s}">{escape(c)}</th>' for s, c in zip(side, table.columns, strict=True))
     body = "".join(

@@ -16,6 +16,8 @@ from xdeploy.files import read_json
 from xdeploy.handover import Measurement, RelevanceMap, quantity
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual, macs
+from xdeploy.lir.rows import origin
+from xdeploy.report.outliers import outliers
 
 SCHEMA = "xdeploy.report/1"
 _BENCH_QUANTITIES = ("flash", "ram", "arena", "stack", "instructions", "cycles", "latency", "energy")
@@ -51,6 +53,11 @@ def collect(folder: Path) -> dict[str, Any]:
         },
         "onnx": accuracy["onnx"],
         "relevance": relevance and _relevance(relevance),
+        "fallback": [
+            {"node": n.name, "ops": list(n.attrs["ops"]), "nodes": list(n.attrs["nodes"])}
+            for n in graph.nodes
+            if n.op == "float"
+        ],
         "layers": _layers(graph, relevance.share() if relevance else {}, source, targets),
         "targets": {name: value["summary"] for name, value in targets.items()},
         "recipe": run["request"].get("recipe", {}),
@@ -87,8 +94,13 @@ def _target(folder: Path) -> dict[str, Any]:
         summary[key] = bench.quantities.get(key)
     summary["flash_parts"] = bench.quantities.get("flash_parts")
     summary["form"] = manifest["form"]
-    counts = {row.node: row.instructions for row in bench.layers}
-    kernels = {row["name"]: row["kernel"] for row in program["nodes"]}
+    counts, kernels = dict[str, int](), dict[str, str]()
+    for row in bench.layers:  # the bands of a streamed layer, and the copies of rows that it keeps, are one layer
+        counts[origin(row.node)] = counts.get(origin(row.node), 0) + row.instructions
+    for node in program["nodes"]:
+        names = kernels.get(origin(node["name"]), "").split(" and ")
+        if node["op"] != "stack" and node["kernel"] not in names:
+            kernels[origin(node["name"])] = " and ".join([*filter(None, names), node["kernel"]])
     return {"summary": summary, "kernels": kernels, "counts": counts}
 
 
@@ -99,6 +111,7 @@ def _layers(
     targets: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     before = {row["name"]: row["shape"][0] for row in source["layers"]}
+    notes = outliers(graph, targets)
     rows = []
     for node in graph.nodes:
         channels = len(node.consts["codes"]) if node.format else None
@@ -113,16 +126,16 @@ def _layers(
             "channels_after": channels,
             "relevance_share": share.get(node.name),
             "bytes": _weight_bytes(node),
-            "targets": {name: _on_target(node.name, t) for name, t in targets.items()},
+            "targets": {name: _on_target(node.name, t, notes[name]) for name, t in targets.items()},
         }
         rows.append(row)
     return rows
 
 
-def _on_target(node: str, target: Mapping[str, Any]) -> dict[str, Any]:
+def _on_target(node: str, target: Mapping[str, Any], notes: Mapping[str, str]) -> dict[str, Any]:
     count = target["counts"].get(node)
     instructions = None if count is None else quantity(count, "instruction", "emulated")
-    return {"kernel": target["kernels"].get(node), "instructions": instructions}
+    return {"kernel": target["kernels"].get(node), "instructions": instructions, "note": notes.get(node)}
 
 
 def render(report: Mapping[str, Any]) -> str:

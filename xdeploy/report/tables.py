@@ -96,6 +96,14 @@ def kernels(report: Mapping[str, Any]) -> Table:
     return Table("Kernels", ("origin", *names), "<" * (len(names) + 1), rows)
 
 
+def slow(report: Mapping[str, Any]) -> Table:
+    """Layers far above the best of their kind, with the reason."""
+    rows = tuple(
+        (x["origin"], name, t["note"]) for x in report["layers"] for name, t in x["targets"].items() if t.get("note")
+    )
+    return Table("Layers above twice the cost of the best of their kind", ("origin", "target", "why"), "<<<", rows)
+
+
 def steps(report: Mapping[str, Any]) -> Table:
     """Validation accuracy before and after each compression step."""
     rows = tuple(
@@ -116,14 +124,17 @@ def facts(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"relevance by {r['method']} on {r['samples']:,} samples, ")
         lines[-1] += f"conservation residual {r['conservation_residual']:.2e} (measured)"
     if o:
-        lines.append(f"ONNX Runtime against fake-quant on {o['n']:,} inputs: largest difference ")
+        of = o.get("of", "fake-quant")
+        lines.append(f"ONNX Runtime against {of} on {o['n']:,} inputs: largest difference ")
         lines[-1] += f"{o['max_difference']} codes, {100 * o['equal']:.2f} % of the codes equal, "
         lines[-1] += f"top-1 agreement {100 * o['top1']:.2f} % (measured)"
         lines.append("each integer node fed with ONNX Runtime's own codes: largest difference ")
         lines[-1] += f"{o['node_max_difference']} code (measured)"
+    for part in report["fallback"]:
+        lines.append(f"in float, as the recipe allows: {part['node']} ({', '.join(part['ops'])})")
     return lines
 
 
 def all_tables(report: Mapping[str, Any]) -> list[Table]:
     """Every table in reading order."""
-    return [headline(report), targets(report), steps(report), layers(report), kernels(report)]
+    return [headline(report), targets(report), steps(report), layers(report), slow(report), kernels(report)]

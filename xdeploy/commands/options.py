@@ -1,0 +1,135 @@
+"""Flags that are recipe keys, and the recipe a command line asks for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from xdeploy.errors import UsageError
+
+if TYPE_CHECKING:
+    from xdeploy.recipe import Recipe
+
+_SIZES = {"": 1, "k": 1024, "kb": 1024, "kib": 1024, "m": 1024**2, "mb": 1024**2, "mib": 1024**2}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are UsageErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        raise UsageError(message, hint=f"see `{self.prog} --help`")
+
+
+def size(text: str) -> int:
+    """Bytes: 65536, 64K, 1M."""
+    digits = text.rstrip("kKmMbBiI")
+    factor = _SIZES.get(text[len(digits) :].lower())
+    try:
+        if factor is None:
+            raise ValueError
+        return int(float(digits) * factor)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; examples: 65536, 64K, 1M") from None
+
+
+def _floats(text: str) -> list[float]:
+    try:
+        return [float(x) for x in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; example: 0.485,0.456,0.406") from None
+
+
+def _names(text: str) -> list[str]:
+    return [x for x in text.split(",") if x]
+
+
+def _bands(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+# flag -> (recipe key, parser of its value, help)
+FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "--flash": ("plan.flash", size, "budget for weights, scales, biases and codebooks, e.g. 64K"),
+    "--ram": ("plan.ram", size, "budget for the arena, e.g. 32K"),
+    "--max-drop": ("plan.max_drop", float, "points of validation accuracy that may be lost when no --flash is given"),
+    "--formats": ("plan.formats", _names, "weight formats to choose from, e.g. int8,int4,c4s8"),
+    "--method": ("relevance.method", str, "relevance method: lrp, deeplift, magnitude, ..."),
+    "--composite": ("relevance.composite", str, "LRP rules: epsilon or epsilon-plus-flat"),
+    "--epochs": ("recover.epochs", int, "epochs of fine-tuning after compression"),
+    "--lr": ("recover.lr", float, "learning rate of the fine-tuning"),
+    "--mean": ("data.mean", _floats, "per-channel mean of pixels in 0..1"),
+    "--std": ("data.std", _floats, "per-channel standard deviation of pixels in 0..1"),
+    "--form": ("package.form", str, "C package: tuned (LLVM kernels for one core) or portable (C99 only)"),
+    "--stream": ("build.stream", _bands, "first layers in bands of rows, for less RAM: auto, off, min or a number"),
+    "--name": ("package.name", str, "the model's name in C"),
+    "--tune": ("tune.effort", str, "choose kernels by measuring: off (cost formulas), quick (likely ones) or full"),
+    "--objective": ("tune.objective", str, "what tuning makes small: instructions, cycles or flash"),
+    "--seed": ("seed", int, "seed of everything random"),
+}
+# flag -> (recipe key, help): yes, or no with --no-
+SWITCHES: dict[str, tuple[str, str]] = {
+    "--further": ("compress.further", "compress a file that is quantised already once more; needs --data"),
+    "--fail-on-fallback": ("lower.fail_on_fallback", "refuse every part in float; firmware targets always do"),
+    "--allow-external-data": ("lower.external_data", "an ONNX file may keep tensors in other files of its own folder"),
+}
+# flag -> (recipe key, metavar, help): may be given several times
+REPEATED: dict[str, tuple[str, str, str]] = {
+    "--fallback": ("lower.fallback", "NODE", "this node may run in float, on hosts and Cortex-A; repeatable"),
+}
+
+
+def recipe_keys() -> dict[str, str]:
+    """Flag -> recipe key."""
+    tables: tuple[dict[str, Any], ...] = (FLAGS, SWITCHES, REPEATED)
+    return {flag: row[0] for table in tables for flag, row in table.items()}
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """--recipe, every flag above and --set."""
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="TOML file with options")
+    for flag, (key, kind, text) in FLAGS.items():
+        parser.add_argument(flag, dest=key, type=kind, help=f"{text} [{key}]", default=None)
+    for flag, (key, text) in SWITCHES.items():
+        choice = argparse.BooleanOptionalAction
+        parser.add_argument(flag, dest=key, action=choice, help=f"{text} [{key}]", default=None)
+    for flag, (key, name, text) in REPEATED.items():
+        parser.add_argument(flag, dest=key, action="append", metavar=name, help=f"{text} [{key}]", default=None)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any recipe key, value in TOML")
+
+
+def add_model(parser: argparse.ArgumentParser, optional: bool) -> None:
+    """MODEL and --weights."""
+    text = "package.module:factory, a .pt2 or an .onnx"
+    if optional:
+        parser.add_argument("model", nargs="?", help=f"{text}; none: the bundled demo")
+    else:
+        parser.add_argument("model", help=text)
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors for the factory's module")
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe: the file, changed by the flags, changed by --set.
+
+    Raises:
+        UsageError: an unknown key, a wrong type or value.
+    """
+    from xdeploy.recipe import load_recipe
+
+    given = {key: getattr(args, key) for key in recipe_keys().values()}
+    changes = {key: value for key, value in given.items() if value is not None}
+    return load_recipe(args.recipe).with_options(changes | dict(map(_setting, args.set)))
+
+
+def _setting(item: str) -> tuple[str, Any]:
+    import tomllib
+
+    key, equals, value = item.partition("=")
+    if not equals:
+        raise UsageError(f"--set wants KEY=VALUE, got {item!r}")
+    try:
+        return key.strip(), tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()

@@ -1,0 +1,55 @@
+"""`xdeploy build` and the commands that stop after one stage of it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from xdeploy.commands.options import Parser, add_model, add_recipe_flags, recipe_of
+from xdeploy.commands.output import emit
+
+_VERBS = {
+    "build": ("report", "everything: score, plan, compress, export, compile, bench, report"),
+    "explain": ("score", "score what matters in the network"),
+    "plan": ("plan", "choose a weight format per layer, under a budget"),
+    "compress": ("compress", "apply the plan; weight codes are final after it"),
+    "export": ("export", "write the ONNX file with packed integer weights"),
+    "compile": ("build", "lower, choose kernels, place memory, build the artifacts"),
+}
+_DATA = "DIR|ZIP|NPZ"
+
+
+def add(commands: Any, common: Parser) -> None:
+    """Add the parsers."""
+    for verb, (until, text) in _VERBS.items():
+        parser = commands.add_parser(verb, help=text, description=text, parents=[common])
+        parser.set_defaults(run=_run, until=until)
+        add_model(parser, optional=True)
+        parser.add_argument(
+            "--data", type=Path, metavar=_DATA, help="training data: class folders, or npz with x and y"
+        )
+        parser.add_argument("--test-data", type=Path, metavar=_DATA, help="test data; none: a held-out split")
+        parser.add_argument(
+            "--target", action="append", metavar="NAME", help="a target, family or TOML file; repeatable"
+        )
+        parser.add_argument("--plan", type=Path, metavar="FILE", help="use this (edited) plan.json instead of planning")
+        parser.add_argument(
+            "-o", "--output", type=Path, default=Path("out"), metavar="DIR", help="run folder (default: out)"
+        )
+        add_recipe_flags(parser)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from xdeploy.console import Console
+    from xdeploy.pipeline import run
+    from xdeploy.request import Request
+
+    request = Request(
+        model=args.model, weights=args.weights, data=args.data, test_data=args.test_data, recipe=recipe_of(args),
+        targets=tuple(args.target or ("arm",)), output=args.output, plan=args.plan,
+    )  # fmt: skip
+    with Console(quiet=args.quiet or args.json) as console:
+        result = run(request, until=args.until, progress=console)
+    emit(args, result.summary, console.finish(result))
+    return 0

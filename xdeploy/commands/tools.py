@@ -1,0 +1,103 @@
+"""The commands that work on what is built, and those that inform."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from xdeploy.commands.options import Parser
+from xdeploy.commands.output import columns, emit
+
+_VIA = "host, unicorn or qemu (default: the target's own runner)"
+
+
+def add(commands: Any, common: Parser) -> None:
+    """Add the parsers."""
+
+    def tool(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, parents=[common])
+        parser.set_defaults(run=run)
+        return parser
+
+    bench = tool("bench", "run a built artifact again and measure it", _bench)
+    bench.add_argument("artifact", type=Path, help="OUT/<target>")
+    bench.add_argument("--via", help=_VIA)
+    report = tool("report", "make the report of a run folder again", _report)
+    report.add_argument("folder", type=Path, help="a run folder")
+    run = tool("run", "run any inputs through a built artifact", _inputs)
+    run.add_argument("artifact", type=Path, help="OUT/<target>")
+    run.add_argument("--via", help=_VIA)
+    run.add_argument("--inputs", type=Path, required=True, help=".npy: float as the model expects it, or int8 codes")
+    run.add_argument("-o", "--output", type=Path, required=True, help=".npy for the output codes")
+    tool("targets", "list targets and families", _targets)
+    ops = tool("ops", "the support matrix: operation, weight format, instruction set, constraints", _ops)
+    ops.add_argument("--target", metavar="NAME", help="only what runs on this target")
+    ops.add_argument("--markdown", action="store_true", help="the matrix as Markdown, as it stands in the README")
+    tool("doctor", "what is installed, what is missing, and how to mend it", _doctor)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from xdeploy.console import Console
+    from xdeploy.pipeline import bench_artifact, describe
+
+    with Console(quiet=args.quiet or args.json) as console:
+        measurement = bench_artifact(args.artifact, args.via, progress=console)
+    numbers = {k: v for k, v in measurement.quantities.items() if isinstance(v, dict) and "unit" in v}
+    lines = [f"{key:14} {value['value']} {value['unit']} ({value['how']})" for key, value in numbers.items()]
+    reason = f": {measurement.reason}" if measurement.reason else ""
+    emit(args, describe(measurement), "\n".join([*lines, f"{'verdict':14} {measurement.verdict}{reason}"]))
+    return 0 if measurement.verdict != "differs" else 6
+
+
+def _report(args: argparse.Namespace) -> int:
+    from xdeploy.pipeline import write_report
+
+    report = write_report(args.folder)
+    emit(args, report, f"report: {(args.folder / 'report.html').resolve()}")
+    return 0
+
+
+def _inputs(args: argparse.Namespace) -> int:
+    from xdeploy.console import Console
+    from xdeploy.pipeline import run_inputs
+
+    with Console(quiet=args.quiet or args.json) as console:
+        summary = run_inputs(args.artifact, args.via, args.inputs, args.output, progress=console)
+    emit(args, summary, f"{summary['inputs']} inputs through {summary['runner']}: output codes in {args.output}")
+    return 0
+
+
+def _targets(args: argparse.Namespace) -> int:
+    from xdeploy.target import FAMILIES, load_target, target_names
+
+    rows = [load_target(n) for n in target_names()]
+    document = {"targets": {t.name: t.description for t in rows}, "families": {k: list(v) for k, v in FAMILIES.items()}}
+    lines: list[tuple[str, ...]] = [(t.name, t.isa, t.description) for t in rows]
+    lines += [(k, "family", ", ".join(v)) for k, v in FAMILIES.items()]
+    emit(args, document, columns(lines))
+    return 0
+
+
+def _ops(args: argparse.Namespace) -> int:
+    from xdeploy.matrix import markdown, support
+
+    document = support(args.target)
+    if args.markdown:
+        emit(args, document, markdown(document).rstrip("\n"))
+        return 0
+    rows = [(r["op"], r["weights"], r["isa"], r["kernel"], r["constraints"]) for r in document["kernels"]]
+    text = columns([("op", "weights", "ISA", "kernel", "constraints"), *rows])
+    words = (f"{k.replace('_', ' ')}: {', '.join(v)}" for k, v in document["onnx"].items())
+    emit(args, document, "\n".join([text, "", *words]))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from xdeploy.doctor import examine
+
+    rows = examine()
+    text = "\n".join(f"{'ok ' if r['ok'] else 'MISSING':8} {r['name']:22} {r['found'] or r['mend']}" for r in rows)
+    emit(args, {"checks": rows}, text)
+    return 0 if all(r["ok"] or r["optional"] for r in rows) else 5
