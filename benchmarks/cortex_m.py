@@ -95,7 +95,8 @@ def networks(shared: Path, output: Path) -> Iterator[dict[str, Any]]:
 def codebooks(shared: Path, output: Path) -> Iterator[dict[str, Any]]:
     """resnet8 with one format in every layer, compressed further from the quantised file."""
     for name in ("int8", "c4s8", "c2s8", "int2"):
-        options = {"compress.further": True, "plan.formats": [name], "relevance.method": "magnitude"}
+        options: dict[str, Any] = {"compress.further": True, "plan.formats": [name], "plan.max_drop": 100.0}
+        options["relevance.method"] = "magnitude"
         request = Request(
             model=str(shared / "models" / FILES["resnet8"]), data=shared / "data" / "cifar10-jpeg-train.zip",
             targets=("cortex-m4", "cortex-m55"), output=output / f"resnet8-{name}",
