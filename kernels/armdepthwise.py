@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xdeploy.formats import FORMATS, WeightFormat
-from xdeploy.kernel import KERNELS, Code, Kernel
+from xdeploy.formats import FORMATS
+from xdeploy.kernel import Code
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual, macs
 from xdeploy.target import Target
@@ -22,9 +22,8 @@ from xdeploy.target import Target
 from .armasm import function
 from .armgather import copy_rows, fill_bytes
 from .conv import Shape, is_depthwise
-from .rolling import RollingWriter, overwrites, ring_bytes, table_bytes
+from .rolling import RollingRow, RollingWriter
 from .snippets import channel_consts
-from .weights import RowLayout
 
 CHANNELS = 4
 PIXELS = 2
@@ -130,10 +129,8 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class SmladDepthwise:
+class SmladDepthwise(RollingRow):
     """The row of one weight format."""
-
-    format: WeightFormat
 
     def tile(self, graph: LoweredGraph, node: Node, pixels: int) -> Tile:
         """The assembly function of `pixels` outputs."""
@@ -155,15 +152,6 @@ class SmladDepthwise:
         copied = 1.2 * shape.height * shape.width * shape.channels if any(shape.pads) else 0.0
         return 2.1 * macs(graph, node) + 6.0 * graph.tensors[node.output].size + 40.0 * shape.pixels + copied
 
-    def workspace(self, graph: LoweredGraph, node: Node) -> int:
-        """The ring, the row addresses, the weights as pairs of int16."""
-        shape = Shape.of(graph, node)
-        return self.weights_at(shape) + 2 * shape.kernel[0] * shape.kernel[1] * shape.channels
-
-    def weights_at(self, shape: Shape) -> int:
-        """Byte of the workspace where the widened weights begin."""
-        return ring_bytes(shape) + table_bytes(shape)
-
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
         """Weights of one channel after the other in planar rows, (bias x 4, multiplier x 4) per group, codebook."""
         shape = Shape.of(graph, node)
@@ -178,10 +166,6 @@ class SmladDepthwise:
         """(C, taps) -> one row in the order in which the tile reads: group, tap, halves."""
         groups = codes.reshape(-1, CHANNELS, codes.shape[1])[:, list(ORDER)]
         return np.ascontiguousarray(groups.transpose(0, 2, 1)).reshape(1, -1)
-
-    def layout(self, shape: Shape) -> RowLayout:
-        """One row of all weights."""
-        return RowLayout(self.format, shape.channels * shape.kernel[0] * shape.kernel[1])
 
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """Widen the weights, then roll over the rows."""
@@ -207,17 +191,8 @@ class _Writer(RollingWriter):
 
     def tile(self, pixels: int, column: str, to: str) -> None:
         """Call the assembly."""
-        pointers = ("T.address_of(P[table_at])", column, "T.address_of(P[weights_at])", f"T.address_of(Y[{to}])")
-        values = ("T.address_of(B[0])", "groups", "channels", "out_zero", "low", "high")
-        self.call(self.tiles[pixels].function(), *pointers, *values)
+        self.call_tile(self.tiles[pixels].function(), column, to, "groups", "channels", "out_zero", "low", "high")
 
 
-for _name, _format in FORMATS.items():
-    _row, _kernel = SmladDepthwise(_format), f"conv2d_s8_{_format.short}_dw{PIXELS}x{CHANNELS}__armv7em"
-    KERNELS.add(
-        _kernel,
-        Kernel(
-            _kernel, "conv2d", _format.short, "armv7em", _row.applies, _row.cost, _row.workspace, _row.pack, _row.emit,
-            overwrites, notes="depthwise",
-        ),
-    )  # fmt: skip
+for _format in FORMATS.values():
+    SmladDepthwise(_format).register(f"{PIXELS}x{CHANNELS}", "armv7em")

@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from xdeploy.kernel import Arg, Code
+from xdeploy.lir.graph import Node
+from xdeploy.lir.ops import has_residual
 
 CLAMP = """\
 static int32_t {symbol}_clamp(int32_t v, int32_t low, int32_t high)
@@ -126,3 +128,12 @@ def function(body: str, pointers: Mapping[str, Arg], integers: Mapping[str, int]
 def indent(text: str, depth: int) -> str:
     """The lines that are not empty, `depth` columns further right."""
     return "\n".join(" " * depth + line if line else line for line in text.splitlines())
+
+
+def stage_scalars(node: Node) -> dict[str, int]:
+    """Scalars of the output stage; the accumulator is proven to fit after the shift, so `lift` may multiply it."""
+    a = node.attrs
+    stage = {"lift": 1 << a["shift"], "out_zero": a["out_zero"], "low": a["low"], "high": a["high"]}
+    if has_residual(node):
+        stage |= {f"add_{k}": a[f"add_{k}"] for k in ("a", "b", "const", "shift", "low", "high")}
+    return stage

@@ -171,7 +171,7 @@ class _Writer(WindowWriter):
         pointers = (x, "W[0]", "B[0]", f"Y[{start}]")
         arguments = [*(f"T.address_of({p})" for p in pointers), *self.stack_arguments(STACK_ARGS, known)]
         if self.row.direct(self.shape):
-            return self._in_place(arguments)
+            return self.undivided(lambda: self.call(self.tile.function(), *arguments))
         if self.row.format.codebook and self.shape.row % CHUNK:  # code 0 need not be the value 0
             with s.block("for p in range(T.max(tile, 1)):"):
                 self.call(fill_run(), "T.address_of(P[p * row + kh * run])", "row - kh * run", "0")
@@ -188,14 +188,7 @@ class _Writer(WindowWriter):
             s("valid: T.let[T.int32] = T.min(pixels - t * tile, tile)")
             self.call(move_run(), "T.address_of(X[t * tile * row])", "T.address_of(P[0])", "valid * row")
             self.call(self.tile.function(), *arguments)
-        return s.code("".join(self._functions.values()))
-
-    def _in_place(self, arguments: list[str]) -> Code:
-        """All pixels as one tile, nothing gathered."""
-        with self.source.block("for t in range(T.max(tiles, 1)):"):
-            self.source("valid: T.let[T.int32] = tile")
-            self.call(self.tile.function(), *arguments)
-        return self.source.code("".join(self._functions.values()))
+        return s.code()
 
     def _gathered(self, arguments: list[str]) -> Code:
         """All windows of a tile by one call."""
@@ -212,7 +205,7 @@ class _Writer(WindowWriter):
             pointers = ("T.address_of(X[0])", "T.address_of(P[0])")
             self.call(gather_tile(), *pointers, *places, *(known.get(name, name) for name in GATHER_ARGS))
             self.call(self.tile.function(), *arguments)
-        return s.code("".join(self._functions.values()))
+        return s.code()
 
     def move(self, source: str, to: str, count: str) -> None:
         """Copy bytes."""

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xdeploy.formats import FORMATS, WeightFormat
-from xdeploy.kernel import KERNELS, Code, Kernel
+from xdeploy.formats import FORMATS
+from xdeploy.kernel import Code
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual, macs
 from xdeploy.target import Target
@@ -23,7 +23,7 @@ from xdeploy.target import Target
 from .armasm import function
 from .conv import Shape, is_depthwise
 from .mve_block import fill_run, move_run
-from .rolling import RollingWriter, overwrites, ring_bytes, table_bytes
+from .rolling import RollingRow, RollingWriter
 from .snippets import channel_consts
 from .weights import RowLayout
 
@@ -114,10 +114,8 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class MveDepthwise:
+class MveDepthwise(RollingRow):
     """The row of one weight format."""
-
-    format: WeightFormat
 
     def tile(self, graph: LoweredGraph, node: Node) -> Tile:
         """The assembly function of one pixel."""
@@ -144,15 +142,6 @@ class MveDepthwise:
             shape.pixels * (60.0 + blocks * (len(tile.lines()) - 40)) + copied + 1.5 * macs(graph, node) / shape.pixels
         )
 
-    def workspace(self, graph: LoweredGraph, node: Node) -> int:
-        """The ring, the row addresses, the weights as int16."""
-        shape = Shape.of(graph, node)
-        return self.weights_at(shape) + 2 * self.layout(shape).row
-
-    def weights_at(self, shape: Shape) -> int:
-        """Byte of the workspace where the widened weights begin."""
-        return ring_bytes(shape) + table_bytes(shape)
-
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
         """Weights by block, tap, channel; per block (bias, multiplier) of even, then of odd channels; codebook."""
         shape = Shape.of(graph, node)
@@ -175,7 +164,7 @@ class MveDepthwise:
         return values.reshape(shape.channels, -1)[:, order]
 
     def layout(self, shape: Shape) -> RowLayout:
-        """One row of all weights."""
+        """One row of all weights, channels filled up to whole blocks."""
         channels = -(-shape.channels // CHANNELS) * CHANNELS
         return RowLayout(self.format, channels * shape.kernel[0] * shape.kernel[1])
 
@@ -202,16 +191,8 @@ class _Writer(RollingWriter):
 
     def tile(self, pixels: int, column: str, to: str) -> None:
         """Call the assembly."""
-        pointers = ("T.address_of(P[table_at])", column, "T.address_of(P[weights_at])", f"T.address_of(Y[{to}])")
-        self.call(self._tile.function(), *pointers, "T.address_of(B[0])", "channels", "out_zero", "low", "high")
+        self.call_tile(self._tile.function(), column, to, "channels", "out_zero", "low", "high")
 
 
-for _name, _format in FORMATS.items():
-    _row, _kernel = MveDepthwise(_format), f"conv2d_s8_{_format.short}_dw1x{CHANNELS}__mve"
-    KERNELS.add(
-        _kernel,
-        Kernel(
-            _kernel, "conv2d", _format.short, "mve", _row.applies, _row.cost, _row.workspace, _row.pack, _row.emit,
-            overwrites, notes="depthwise",
-        ),
-    )  # fmt: skip
+for _format in FORMATS.values():
+    MveDepthwise(_format).register(f"1x{CHANNELS}", "mve")

@@ -25,7 +25,7 @@ from xdeploy.target import Target
 
 from .cdecode import Decoder
 from .conv import Shape
-from .ctext import CLAMP, GATHER, REQUANTISE, SHIFT, WINDOW, fill, function
+from .ctext import CLAMP, GATHER, REQUANTISE, SHIFT, WINDOW, fill, function, stage_scalars
 from .snippets import channel_consts
 
 _RESIDUAL = "{symbol}_clamp({symbol}_shift(add_a * code + add_b * r[at] + add_const, add_shift), add_low, add_high)"
@@ -227,7 +227,7 @@ class PortableRow:
         if conv:
             pointers["int8_t *window"] = Arg("workspace")
         geometry = self._geometry(shape, node)
-        return function(self._body(decoder, residual), pointers, {**geometry, **_stage(node)}, helpers)
+        return function(self._body(decoder, residual), pointers, {**geometry, **stage_scalars(node)}, helpers)
 
     def _body(self, decoder: Decoder, residual: bool) -> str:
         body, at = _LINEAR, "acc[i]"
@@ -253,15 +253,6 @@ class PortableRow:
             "stride_x": s.stride[1], "pad_y": s.pads[0], "pad_x": s.pads[1], "dilation_y": s.dilation[0],
             "dilation_x": s.dilation[1],
         }  # fmt: skip
-
-
-def _stage(node: Node) -> dict[str, int]:
-    """Scalars of the output stage; the accumulator is proven to fit after the shift, so `lift` may multiply it."""
-    a = node.attrs
-    stage = {"lift": 1 << a["shift"], "out_zero": a["out_zero"], "low": a["low"], "high": a["high"]}
-    if has_residual(node):
-        stage |= {f"add_{k}": a[f"add_{k}"] for k in ("a", "b", "const", "shift", "low", "high")}
-    return stage
 
 
 def _register(row: PortableRow) -> None:

@@ -10,9 +10,16 @@ scalars, so that the layers of a network share one function.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from xdeploy.kernel import Code
+from numpy.typing import NDArray
+
+from xdeploy.formats import WeightFormat
+from xdeploy.kernel import KERNELS, Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
+from xdeploy.target import Target
 
 from .armasm import function
 from .conv import Shape
@@ -52,6 +59,48 @@ def set_row() -> tuple[str, str]:
     return function("setrow", "ptr, i32, ptr", ["lsls r1, r1, #2", "str r2, [r0, r1]", "bx lr"])
 
 
+@dataclass(frozen=True, slots=True)
+class RollingRow(ABC):
+    """A depthwise row of one weight format over the rolling buffer, with its weights widened behind ring and table."""
+
+    format: WeightFormat
+
+    @abstractmethod
+    def applies(self, graph: LoweredGraph, node: Node, target: Target) -> bool:
+        """Which nodes it can run."""
+
+    @abstractmethod
+    def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
+        """Estimated instructions."""
+
+    @abstractmethod
+    def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
+        """Constants in read order."""
+
+    @abstractmethod
+    def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
+        """Widen the weights, then roll over the rows."""
+
+    def layout(self, shape: Shape) -> RowLayout:
+        """One row of all weights."""
+        return RowLayout(self.format, shape.channels * shape.kernel[0] * shape.kernel[1])
+
+    def weights_at(self, shape: Shape) -> int:
+        """Byte of the workspace where the widened weights begin."""
+        return ring_bytes(shape) + table_bytes(shape)
+
+    def workspace(self, graph: LoweredGraph, node: Node) -> int:
+        """The ring, the row addresses, the weights as int16."""
+        shape = Shape.of(graph, node)
+        return self.weights_at(shape) + 2 * self.layout(shape).row
+
+    def register(self, tile: str, isa: str) -> None:
+        """Enter the kernel of this row."""
+        name = f"conv2d_s8_{self.format.short}_dw{tile}__{isa}"
+        parts = (self.applies, self.cost, self.workspace, self.pack, self.emit, overwrites)
+        KERNELS.add(name, Kernel(name, "conv2d", self.format.short, isa, *parts, notes="depthwise"))
+
+
 class RollingWriter(ABC):
     """Writes the loop over output rows; what a run of codes is moved with and what a tile does differ."""
 
@@ -67,7 +116,7 @@ class RollingWriter(ABC):
         s.local("at", 1)
         for name, value in self._scalars().items():
             s.integer(name, value)
-        self._functions: dict[str, str] = {}
+        self.call = s.call
 
     def _scalars(self) -> dict[str, int]:
         shape = self.shape
@@ -94,11 +143,10 @@ class RollingWriter(ABC):
     def tile(self, pixels: int, column: str, to: str) -> None:
         """Compute all channels of `pixels` outputs from byte `column` of the rows on, to position `to` of Y."""
 
-    def call(self, function: tuple[str, str], *args: str) -> None:
-        """Call an assembly function (LLVM IR, name) and bring it along."""
-        text, name = function
-        self._functions[name] = text
-        self.source(f'T.evaluate(T.call_extern("int32", "{name}", {", ".join(args)}))')
+    def call_tile(self, function: tuple[str, str], column: str, to: str, *args: str) -> None:
+        """Call a tile function: rows, byte `column` in them, widened weights, position `to` of Y, biases, `args`."""
+        pointers = ("T.address_of(P[table_at])", column, "T.address_of(P[weights_at])", f"T.address_of(Y[{to}])")
+        self.call(function, *pointers, "T.address_of(B[0])", *args)
 
     def widen(self, at: int) -> None:
         """Write all weights as int16 to byte `at` of the workspace, in the order in which they are packed."""
@@ -140,7 +188,7 @@ class RollingWriter(ABC):
                     self.tile(self.pixels, f"{column} * step", f"(oy * out_width + {column}) * channels")
             if self.shape.out_width % self.pixels:
                 self._rest()
-        return s.code("".join(self._functions.values()))
+        return s.code()
 
     def _rest(self) -> None:
         """Pixels after the last full tile, one by one."""

@@ -31,6 +31,7 @@ class Source:
         self._views: list[str] = []
         self._lines: list[str] = []
         self._depth = 1
+        self._functions: dict[str, str] = {}  # assembly functions that are called: name -> LLVM IR
 
     def _pointer(self, arg: Arg, name: str, dtype: str) -> str:
         if arg in self._args:  # asked for again, under the same name
@@ -75,6 +76,12 @@ class Source:
         """Add lines at the current indentation."""
         self._lines.extend("    " * self._depth + line for line in lines)
 
+    def call(self, function: tuple[str, str], *args: str) -> None:
+        """Call an assembly function (LLVM IR, name) and bring it along, once however often it is called."""
+        text, name = function
+        self._functions[name] = text
+        self(f'T.evaluate(T.call_extern("int32", "{name}", {", ".join(args)}))')
+
     @contextmanager
     def block(self, head: str) -> Iterator[None]:
         """Indent what follows below `head` (a for or if line)."""
@@ -87,7 +94,7 @@ class Source:
         """The finished function."""
         head = ["@T.prim_func", f"def {{symbol}}({', '.join(self._params)}):"]
         text = "\n".join([*head, *(f"    {view}" for view in self._views), *self._lines]) + "\n"
-        return Code("tir", text, tuple(self._args), llvm_ir)
+        return Code("tir", text, tuple(self._args), llvm_ir + "".join(self._functions.values()))
 
 
 def clamp(value: str, low: int, high: int) -> str:

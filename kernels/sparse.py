@@ -109,7 +109,7 @@ class _Writer(WindowWriter):
 
     def write(self) -> Code:
         """The whole function."""
-        s, start = self.source, f"t * {self.pixels} * out_channels"
+        start = f"t * {self.pixels} * out_channels"
         known = {
             "counts": "T.address_of(N[0])", "counts_end": "T.address_of(N[out_channels])", "stride": "out_channels",
             "valid": "valid", "residual": f"T.address_of(R[{start}])" if self.tile.residual else "T.address_of(N[0])",
@@ -119,10 +119,7 @@ class _Writer(WindowWriter):
         arguments = [*(f"T.address_of({p})" for p in pointers), *self.stack_arguments(STACK_ARGS, known)]
         if not linear:
             return self.code(lambda: self.call(self.tile.function(), *arguments))
-        with s.block("for t in range(T.max(tiles, 1)):"):
-            s("valid: T.let[T.int32] = tile")
-            self.call(self.tile.function(), *arguments)
-        return s.code("".join(self._functions.values()))
+        return self.undivided(lambda: self.call(self.tile.function(), *arguments))
 
     def gather(self) -> None:
         """By one call where the window lies inside the input."""

@@ -19,7 +19,7 @@ from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
 from .conv import Shape
-from .ctext import CLAMP, GATHER, REQUANTISE, SHIFT, fill, function
+from .ctext import CLAMP, GATHER, REQUANTISE, SHIFT, fill, function, stage_scalars
 from .snippets import channel_consts
 from .sparsepack import plain, smaller, sparse_consts
 from .sparsetir import GAP_BITS, StreamRow
@@ -136,7 +136,7 @@ class PlainRow:
         code = fill(_CODE, sum="sum" if linear else "sum[p]")
         body = fill(text, code=code, result=_RESIDUAL if residual else "code")
         helpers = [CLAMP, REQUANTISE, *([SHIFT] if residual else []), *([] if linear else [GATHER])]
-        return function(body, pointers, {**self._geometry(graph, node), **_stage(node)}, helpers)
+        return function(body, pointers, {**self._geometry(graph, node), **stage_scalars(node)}, helpers)
 
     def _geometry(self, graph: LoweredGraph, node: Node) -> dict[str, int]:
         s = Shape.of(graph, node)
@@ -148,15 +148,6 @@ class PlainRow:
             "kernel_x": s.kernel[1], "stride_y": s.stride[0], "stride_x": s.stride[1], "pad_y": s.pads[0],
             "pad_x": s.pads[1], "dilation_y": s.dilation[0], "dilation_x": s.dilation[1],
         }  # fmt: skip
-
-
-def _stage(node: Node) -> dict[str, int]:
-    """Scalars of the output stage; the accumulator is proven to fit after the shift, so `lift` may multiply it."""
-    a = node.attrs
-    stage = {"lift": 1 << a["shift"], "out_zero": a["out_zero"], "low": a["low"], "high": a["high"]}
-    if has_residual(node):
-        stage |= {f"add_{k}": a[f"add_{k}"] for k in ("a", "b", "const", "shift", "low", "high")}
-    return stage
 
 
 def _register(row: PlainRow) -> None:

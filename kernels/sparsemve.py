@@ -145,10 +145,7 @@ class _Writer(WindowWriter):
         arguments = [*(f"T.address_of({p})" for p in pointers), *self.stack_arguments(STACK_ARGS, known)]
         if not self.direct:
             return self.code(lambda: self.call(self.tile.function(), *arguments))
-        with s.block("for t in range(T.max(tiles, 1)):"):
-            s("valid: T.let[T.int32] = tile")
-            self.call(self.tile.function(), *arguments)
-        return s.code("".join(self._functions.values()))
+        return self.undivided(lambda: self.call(self.tile.function(), *arguments))
 
     def gather(self) -> None:
         """By one call, unless taps lie apart."""

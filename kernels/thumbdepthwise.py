@@ -13,20 +13,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from xdeploy.formats import FORMATS, WeightFormat
-from xdeploy.kernel import KERNELS, Code, Kernel
+from xdeploy.formats import FORMATS
+from xdeploy.kernel import Code
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual, macs
 from xdeploy.target import Target
 
 from .armgather import copy_rows, fill_bytes
 from .conv import Shape, is_depthwise
-from .rolling import RollingWriter, overwrites, ring_bytes, table_bytes
+from .rolling import RollingRow, RollingWriter
 from .snippets import channel_consts
 from .thumbdwtile import Tile6, Tile7, widest
 from .thumbgather import copy_run, fill_run
 from .thumbm0 import is_near
-from .weights import RowLayout
 
 Isa = Literal["armv7m", "armv6m"]
 MOST_TAPS = 36  # of a window: they are written out
@@ -34,10 +33,9 @@ MOST_ROWS = 8  # of a window: their addresses are kept on the stack
 
 
 @dataclass(frozen=True, slots=True)
-class ThumbDepthwise:
+class ThumbDepthwise(RollingRow):
     """The row of one weight format and instruction set."""
 
-    format: WeightFormat
     isa: Isa
 
     def pixels(self, shape: Shape) -> int:
@@ -71,15 +69,6 @@ class ThumbDepthwise:
         per_mac, per_output = (1.7 + 1.0 * single, 8.0) if self.isa == "armv7m" else (3.9 + 3.0 * single, 32.0)
         return per_mac * macs(graph, node) + (per_output + 12.0 * single) * outputs + 50.0 * shape.pixels + copied
 
-    def workspace(self, graph: LoweredGraph, node: Node) -> int:
-        """The ring, the row addresses, the weights as int16."""
-        shape = Shape.of(graph, node)
-        return self.weights_at(shape) + 2 * shape.kernel[0] * shape.kernel[1] * shape.channels
-
-    def weights_at(self, shape: Shape) -> int:
-        """Byte of the workspace where the widened weights begin."""
-        return ring_bytes(shape) + table_bytes(shape)
-
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
         """Weights of one channel after the other in one planar row, (bias, multiplier) per channel, codebook."""
         shape = Shape.of(graph, node)
@@ -89,10 +78,6 @@ class ThumbDepthwise:
         if self.format.codebook:
             packed["codebook"] = node.consts["codebook"]
         return packed
-
-    def layout(self, shape: Shape) -> RowLayout:
-        """One row of all weights."""
-        return RowLayout(self.format, shape.channels * shape.kernel[0] * shape.kernel[1])
 
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """Widen the weights, then roll over the rows."""
@@ -120,22 +105,9 @@ class _Writer(RollingWriter):
 
     def tile(self, pixels: int, column: str, to: str) -> None:
         """Call the assembly."""
-        pointers = ("T.address_of(P[table_at])", column, "T.address_of(P[weights_at])", f"T.address_of(Y[{to}])")
-        values = ("T.address_of(B[0])", "channels", "out_zero", "low", "high")
-        self.call(self.tiles[pixels].function(), *pointers, *values)
+        self.call_tile(self.tiles[pixels].function(), column, to, "channels", "out_zero", "low", "high")
 
 
-def _register(isa: Isa) -> None:
-    for fmt in FORMATS.values():
-        row, name = ThumbDepthwise(fmt, isa), f"conv2d_s8_{fmt.short}_dw{5 if isa == 'armv7m' else 4}x1__{isa}"
-        KERNELS.add(
-            name,
-            Kernel(
-                name, "conv2d", fmt.short, isa, row.applies, row.cost, row.workspace, row.pack, row.emit, overwrites,
-                notes="depthwise",
-            ),
-        )  # fmt: skip
-
-
-_register("armv7m")
-_register("armv6m")
+for _format in FORMATS.values():
+    ThumbDepthwise(_format, "armv7m").register("5x1", "armv7m")
+    ThumbDepthwise(_format, "armv6m").register("4x1", "armv6m")

@@ -47,7 +47,7 @@ class WindowWriter(ABC):
         for name, value in window_scalars(self.shape, pixels).items():
             s.integer(name, value)
         s.integer("in_zero", node.attrs["in_zero"])
-        self._functions: dict[str, str] = {}  # name -> LLVM IR
+        self.call = s.call
 
     @abstractmethod
     def move(self, source: str, to: str, count: str) -> None:
@@ -59,12 +59,6 @@ class WindowWriter(ABC):
 
     def finish(self) -> None:  # noqa: B027 - most writers have nothing to do
         """Do what is left when the window of pixel p is complete."""
-
-    def call(self, function: tuple[str, str], *args: str) -> None:
-        """Call an assembly function (LLVM IR, name) and bring it along."""
-        text, name = function
-        self._functions[name] = text
-        self.source(f'T.evaluate(T.call_extern("int32", "{name}", {", ".join(args)}))')
 
     def stack_arguments(self, names: Sequence[str], known: Mapping[str, str]) -> list[str]:
         """Values of the tile function's stack arguments: `known` expressions, else attributes as scalars, else 0."""
@@ -81,7 +75,14 @@ class WindowWriter(ABC):
             with s.block("for p in range(T.max(valid, 1)):"):
                 self._window()
             tile()
-        return s.code("".join(self._functions.values()))
+        return s.code()
+
+    def undivided(self, tile: Callable[[], None]) -> Code:
+        """All pixels as one tile whose windows are read where they lie."""
+        with self.source.block("for t in range(T.max(tiles, 1)):"):
+            self.source("valid: T.let[T.int32] = tile")
+            tile()
+        return self.source.code()
 
     def gather(self) -> None:
         """Write the window of pixel p, whose first tap is (at[0], at[1]) and may lie outside the input."""

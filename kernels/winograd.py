@@ -117,7 +117,6 @@ class _Writer:
         s.local("at", 2)
         for name, value in self._scalars().items():
             s.integer(name, value)
-        self._functions: dict[str, str] = {}
 
     def _scalars(self) -> dict[str, int]:
         shape = self.shape
@@ -146,13 +145,8 @@ class _Writer:
             with s.block("for p in range(T.max(valid, 1)):"):
                 self._tile()
             pointers = ("T.address_of(P[0])", "T.address_of(U[0])", "T.address_of(B[0])", "T.address_of(Y[0])")
-            self._call(self.product.function(), *pointers, *stack)
-        return s.code("".join(self._functions.values()))
-
-    def _call(self, function: tuple[str, str], *args: str) -> None:
-        text, name = function
-        self._functions[name] = text
-        self.source(f'T.evaluate(T.call_extern("int32", "{name}", {", ".join(args)}))')
+            self.source.call(self.product.function(), *pointers, *stack)
+        return s.code()
 
     def _distance(self) -> str:
         return "T.address_of(R[0])" if self.product.residual else "T.address_of(P[0])"
@@ -168,13 +162,13 @@ class _Writer:
         to, patch = f"T.address_of(P[{SUMS} + p * 8])", "T.address_of(P[patch_at])"
         source = "T.address_of(X[(iy * width + ix) * channels])"
         with s.block(f"if iy >= 0 and iy <= height - {PATCH} and ix >= 0 and ix <= width - {PATCH}:"):
-            self._call(transform(), source, to, "channels", "width * channels", "quads")
+            self.source.call(transform(), source, to, "channels", "width * channels", "quads")
         with s.block("else:"):
             s("lead: T.let[T.int32] = T.min(T.max(0 - ix, 0) * channels, run)")
             s("inside: T.let[T.int32] = T.min((width - ix) * channels, run) - lead")
             border = ("lead", "inside", "iy", "1", "height", "in_zero")
-            self._call(clip_rows(), source, patch, "run", str(PATCH), "width * channels", *border)
-            self._call(transform(), patch, to, "channels", "run", "quads")
+            self.source.call(clip_rows(), source, patch, "run", str(PATCH), "width * channels", *border)
+            self.source.call(transform(), patch, to, "channels", "run", "quads")
         s("at[1] = at[1] + 1")
         with s.block("if at[1] == columns:"):
             s("at[1] = 0", "at[0] = at[0] + 1")

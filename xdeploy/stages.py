@@ -79,7 +79,7 @@ class Stages:
 
         return LoweredGraph.load(self.folder / "graph.npz")
 
-    @property
+    @cached_property
     def relevance(self) -> RelevanceMap:
         """What the score stage left."""
         return RelevanceMap.load(self.folder / "relevance.npz")

@@ -20,7 +20,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from xdeploy.errors import ModelError, UnsupportedError
 from xdeploy.onnxfile import Constant, OnnxNode, read
@@ -150,7 +150,7 @@ def _module(data: bytes) -> nn.Module | None:
     return made.eval() if made.input_shape == tuple(d.dim_value for d in port[1:]) else None
 
 
-@torch.library.custom_op("xdeploy::fallback", mutates_args=())
+@library.custom_op("xdeploy::fallback", mutates_args=())
 def fallback(x: Tensor, onnx: str, ops: str) -> Tensor:
     """Run the part `onnx` (base64) on a batch; `ops` names its operators, for messages and reports."""
     return _part(onnx).run(x)

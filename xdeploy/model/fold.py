@@ -54,12 +54,12 @@ class Folding:
             self._merge_limits(layer)
 
     def _needed(self) -> set[str]:
-        needed, todo = set(), [self.output]
-        while todo:
-            name = todo.pop()
+        needed, waiting = set(), [self.output]
+        while waiting:
+            name = waiting.pop()
             if name not in needed:
                 needed.add(name)
-                todo += self.layers[name].inputs
+                waiting += self.layers[name].inputs
         return needed
 
     def _readers(self, name: str) -> list[Layer]:

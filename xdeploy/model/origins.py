@@ -40,12 +40,12 @@ def origin(node: fx.Node) -> str:
 def reachable(start: fx.Node, step: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
     """`start` and all nodes that repeated steps lead to."""
     found: set[fx.Node] = set()
-    todo = [start]
-    while todo:
-        node = todo.pop()
+    waiting = [start]
+    while waiting:
+        node = waiting.pop()
         if node not in found:
             found.add(node)
-            todo += step(node)
+            waiting += step(node)
     return found
 
 

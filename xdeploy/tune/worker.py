@@ -54,12 +54,12 @@ def measure_all(cut: Sequence[Sequence[Job]], target: Target, processes: int) ->
 
         yield from ((i, measure(jobs, target)) for i, jobs in enumerate(cut))
         return
-    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[int, list[Figures] | XdeployError]] = queue.SimpleQueue()
     for i in range(len(cut)):
-        todo.put(i)
+        waiting.put(i)
     children = [_start() for _ in range(min(processes, len(cut)))]
-    threads = [threading.Thread(target=_serve, args=(c, cut, target, todo, done), daemon=True) for c in children]
+    threads = [threading.Thread(target=_serve, args=(c, cut, target, waiting, done), daemon=True) for c in children]
     try:
         for thread in threads:
             thread.start()
@@ -85,7 +85,7 @@ def _serve(
     child: subprocess.Popen[bytes],
     cut: Sequence[Sequence[Job]],
     target: Target,
-    todo: queue.SimpleQueue[int],
+    waiting: queue.SimpleQueue[int],
     done: queue.SimpleQueue[tuple[int, list[Figures] | XdeployError]],
 ) -> None:
     """Feed one process until nothing is left to do."""
@@ -93,7 +93,7 @@ def _serve(
     assert child.stdout is not None
     while True:
         try:
-            index = todo.get_nowait()
+            index = waiting.get_nowait()
         except queue.Empty:
             break
         try:
