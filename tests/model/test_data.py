@@ -311,3 +311,20 @@ def test_shared_cifar(shared: Path) -> None:
     data = load_data(shared / "data" / "cifar10-jpeg-test.zip")
     assert (data.samples.shape, len(data.classes)) == ((10_000, 32, 32, 3), 10)
     np.testing.assert_array_equal(np.bincount(data.labels), [1000] * 10)
+
+
+@pytest.mark.parametrize("what", ["encrypted", "compressed in a way of its own"])
+def test_zips_that_cannot_be_unpacked(tmp_path: Path, what: str) -> None:
+    """zipfile reports both as a RuntimeError (the second as its child NotImplementedError)."""
+    folder = write_folder(tmp_path / "images")
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    data = bytearray(write_zip(tmp_path / "data.zip", files).read_bytes())
+    field, value = (0, 1) if what == "encrypted" else (2, 99)  # general purpose flags; method
+    for head, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = data.find(head)
+        while place >= 0:
+            data[place + at + field] = value
+            place = data.find(head, place + 1)
+    (tmp_path / "data.zip").write_bytes(data)
+    with pytest.raises(UsageError, match=r"is encrypted|is not a readable zip"):
+        load_data(tmp_path / "data.zip")

@@ -142,7 +142,7 @@ def load_data(
         with zipfile.ZipFile(path) as archive:
             files = list_zip(path, archive)
             samples = decode(files, str(path), channels, progress)
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
         raise UsageError(f"data {path} is not a readable zip: {error}") from None
     return _image_set(path, samples, files.labels, files.classes, mean, std)
 
@@ -253,7 +253,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     except ValueError as error:
         what = "holds pickled objects, which are refused" if "pickle" in str(error).lower() else f"is damaged: {error}"
         raise UsageError(f"{path} {what}", hint="save plain arrays with np.savez(path, x=..., y=...)") from None
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, MemoryError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, MemoryError) as error:
         raise UsageError(f"{path} is not a readable npz: {error}") from None
 
 

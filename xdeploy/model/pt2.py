@@ -52,7 +52,7 @@ def load_program(path: Path) -> ExportedProgram:
             members = _read(path, archive)
     except OSError as error:
         raise UsageError(f"model {path}: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
         raise UsageError(f"model {path} is not a .pt2 file: {error}", hint="write it with torch.export.save") from None
     checked = {name: _check_member(path, name, content) for name, content in members.items()}
     try:
@@ -114,14 +114,14 @@ def _check_member(path: Path, name: str, content: bytes) -> bytes:
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
     """All objects of a JSON document."""
-    todo = [value]
-    while todo:
-        entry = todo.pop()
+    waiting = [value]
+    while waiting:
+        entry = waiting.pop()
         if isinstance(entry, dict):
             yield entry
-            todo += entry.values()
+            waiting += entry.values()
         elif isinstance(entry, list):
-            todo += entry
+            waiting += entry
 
 
 def _check_text(path: Path, what: str, text: Any) -> None:
