@@ -153,6 +153,7 @@ def layer(side: int, channels: int, name: str) -> LoweredGraph:
 def formats() -> Iterator[dict[str, Any]]:
     """Shape x format x core: instructions paid and flash saved against int8."""
     from xdeploy.bench import bench
+    from xdeploy.bench.runner import RunOptions
     from xdeploy.builder import build
     from xdeploy.program import bind
 
@@ -167,7 +168,7 @@ def formats() -> Iterator[dict[str, Any]]:
                 program = bind(graph, target, "layer")
                 with tempfile.TemporaryDirectory() as folder:
                     artifact = build(program, graph, golden, target, Path(folder) / "a", Recipe().package, {})
-                    measured = bench(artifact, golden, target, repeats=1)
+                    measured = bench(artifact, golden, target, options=RunOptions(repeats=1))
                 assert measured.verdict == "bit-exact", (core, name, measured.reason)
                 count = measured.quantities["instructions"]["value"]
                 found[name] = (count, program.weight_bytes, program.calls[0].kernel)

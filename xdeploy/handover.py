@@ -278,16 +278,25 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class LayerCount:
-    """Executed instructions of one kernel call, by node name."""
+    """Executed instructions of one kernel call, by node name; cycles and energies where a model tells them.
+
+    energy: joules of the named board. accelerator: joules of an accelerator-class proxy, for comparing layers only.
+    """
 
     node: str
     kernel: str
     instructions: int
+    cycles: float | None = None
+    energy: float | None = None
+    accelerator: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one runner told about one artifact. `quantities` maps flash, ram, stack, ... to quantity dicts."""
+    """What one runner told about one artifact. `quantities` maps flash, ram, stack, ... to quantity dicts.
+
+    tells: what this runner can tell, and what it cannot and why.
+    """
 
     target: str
     runner: str
@@ -296,13 +305,14 @@ class Measurement:
     quantities: Mapping[str, Any]
     layers: tuple[LayerCount, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
+    tells: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write bench.json."""
         value = {k: getattr(self, k) for k in ("target", "runner", "verdict", "reason")}
         layers = [asdict(x) for x in self.layers]
-        extra = {"quantities": dict(self.quantities), "layers": layers, "environment": dict(self.environment)}
-        write_json(path, {"schema": "xdeploy.bench/1", **value, **extra})
+        extra = {k: dict(getattr(self, k)) for k in ("quantities", "environment", "tells")}
+        write_json(path, {"schema": "xdeploy.bench/1", **value, "layers": layers, **extra})
 
     @staticmethod
     def load(path: Path) -> Measurement:

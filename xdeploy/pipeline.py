@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from xdeploy.request import Progress, Request, Silent
 from xdeploy.stages import Stages
 from xdeploy.store import Store
 from xdeploy.target import load_target, resolve_targets
+
+if TYPE_CHECKING:
+    from xdeploy.bench.runner import RunOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +121,16 @@ def write_report(folder: Path) -> dict[str, Any]:
     return report
 
 
-def bench_artifact(folder: Path, via: str | None, progress: Progress | None = None) -> Measurement:
-    """Measure a built artifact again and update its bench.json."""
+def bench_artifact(
+    folder: Path, via: str | None, options: RunOptions | None = None, progress: Progress | None = None
+) -> Measurement:
+    """Measure a built artifact again; its own runner's figures become its bench.json."""
     from xdeploy.bench import bench
 
     artifact = Artifact.load(folder)
     golden = GoldenIo.load(folder / "golden.npz")
-    measurement = bench(artifact, golden, load_target(artifact.target), via=via, progress=progress or Silent())
+    target = load_target(artifact.target)
+    measurement = bench(artifact, golden, target, via=via, options=options, progress=progress or Silent())
     if via is None:
         measurement.save(folder / "bench.json")
     return measurement
@@ -132,12 +138,17 @@ def bench_artifact(folder: Path, via: str | None, progress: Progress | None = No
 
 def describe(measurement: Measurement) -> dict[str, Any]:
     """A measurement as a JSON document."""
-    keys = ("target", "runner", "verdict", "reason", "quantities", "environment")
+    keys = ("target", "runner", "verdict", "reason", "quantities", "environment", "tells")
     return {key: getattr(measurement, key) for key in keys}
 
 
 def run_inputs(
-    folder: Path, via: str | None, inputs: Path, output: Path, progress: Progress | None = None
+    folder: Path,
+    via: str | None,
+    inputs: Path,
+    output: Path,
+    options: RunOptions | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run an .npy of inputs through an artifact; writes int8 output codes (N, ...)."""
     from xdeploy.bench import run_codes
@@ -151,7 +162,7 @@ def run_inputs(
     if array.dtype != np.int8 and array.dtype.kind not in "f":
         raise UsageError(f"inputs {inputs} hold {array.dtype}; expected float as the model takes it, or int8 codes")
     codes = io.to_codes(array)
-    result = run_codes(artifact, via, codes, progress or Silent())
+    result = run_codes(artifact, via, codes, progress or Silent(), options)
     with replacing(output) as part, part.open("wb") as file:
         np.save(file, result.outputs)
     return {

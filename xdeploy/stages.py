@@ -254,6 +254,7 @@ class Stages:
 
     def _build(self, target: Target, folder: Path) -> Artifact:
         from xdeploy.bench import bench
+        from xdeploy.bench.runner import RunOptions
         from xdeploy.builder import build
         from xdeploy.program import bind
         from xdeploy.tune import tune
@@ -264,9 +265,10 @@ class Stages:
         choice = tune(graph, target, self._tuning(target), options.form, self.progress)
         program = bind(graph, target, options.name or self._model_name(), options.form, choice)
         artifact = build(program, graph, golden, target, folder, options, self._provenance())
-        bench(artifact, golden, target, repeats=self.recipe.bench.repeats, progress=self.progress).save(
-            folder / "bench.json"
+        measured = bench(
+            artifact, golden, target, options=RunOptions(self.recipe.bench.repeats), progress=self.progress
         )
+        measured.save(folder / "bench.json")
         return artifact
 
     def _streamed(self, target: Target) -> LoweredGraph:

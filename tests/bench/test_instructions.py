@@ -12,6 +12,7 @@ import pytest
 from tests.kernels.harness import has_qemu
 from tests.networks import residual_network, separable_network
 from xdeploy.bench import bench
+from xdeploy.bench.runner import RunOptions
 from xdeploy.builder import build
 from xdeploy.program import bind
 from xdeploy.recipe import PackageOptions
@@ -39,7 +40,7 @@ def test_no_more_than_before(network: str, name: str, tmp_path: Path) -> None:
         pytest.skip("qemu-system-arm is not installed")
     graph, golden = NETWORKS[network]()
     artifact = build(bind(graph, target, "net"), graph, golden, target, tmp_path, PackageOptions(), {})
-    measured = bench(artifact, golden, target, repeats=1)
+    measured = bench(artifact, golden, target, options=RunOptions(repeats=1))
     assert measured.verdict == "bit-exact", measured.reason
     count, before = measured.quantities["instructions"]["value"], EXPECTED[network, name]
     assert 0.97 * before <= count <= 1.03 * before, f"{count} instructions, {before} before"

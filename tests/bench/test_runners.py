@@ -14,6 +14,7 @@ from tests.bench.conftest import Built
 from tests.networks import residual_network
 from xdeploy.bench import EXECUTOR, bench, run_codes
 from xdeploy.bench.host import HostRunner
+from xdeploy.bench.runner import RunOptions
 from xdeploy.errors import DeviceError, UsageError
 from xdeploy.handover import Artifact
 from xdeploy.lir import ops
@@ -46,7 +47,7 @@ def test_unicorn(built: Built, name: str) -> None:
 @needs_x86
 def test_host(built: Built) -> None:
     artifact, golden = built("x86-64")
-    m = bench(artifact, golden, load_target("x86-64"), repeats=3)
+    m = bench(artifact, golden, load_target("x86-64"), options=RunOptions(repeats=3))
     assert (m.verdict, m.runner) == ("bit-exact", "host")
     assert 0 < m.quantities["latency"]["low"] <= m.quantities["latency"]["value"] <= m.quantities["latency"]["high"]
     runner = HostRunner(artifact)

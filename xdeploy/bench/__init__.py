@@ -13,17 +13,15 @@ from numpy.typing import NDArray
 from xdeploy import __version__
 from xdeploy.bench.host import HostRunner, cpu_name
 from xdeploy.bench.model import instruction_mix, modelled, significant
-from xdeploy.bench.qemu import QemuRunner
-from xdeploy.bench.runner import Image, Ran, Runner, Tell, silent
-from xdeploy.bench.unicorn import UnicornRunner
-from xdeploy.errors import DeviceError, ToolchainError, UsageError, choose_from
+from xdeploy.bench.runner import Image, Ran, RunOptions, Tell, silent
+from xdeploy.bench.via import runner_for
+from xdeploy.errors import DeviceError, ToolchainError
 from xdeploy.formats import Int8
 from xdeploy.handover import Artifact, GoldenIo, LayerCount, Measurement, quantity
 from xdeploy.target import Target, load_target
 
 __all__ = ["RunResult", "bench", "run_codes", "runner_for"]
 
-RUNNERS = ("host", "qemu", "unicorn")
 EXECUTOR = "(executor)"  # the row of LayerCount for what no kernel does
 
 
@@ -36,32 +34,15 @@ class RunResult:
     runner: str
 
 
-def runner_for(artifact: Artifact, target: Target, via: str | None) -> Runner:
-    """The runner named `via`, or the target's own.
-
-    Raises:
-        UsageError: unknown name, or the target has no runner.
-    """
-    own = "host" if target.kind == "host" else str(target.runner.get("emulator", "none"))
-    name = via or own
-    if name not in RUNNERS:
-        if via is None:
-            raise UsageError(f"{target.name} has no runner", hint="run the artifact on the device itself")
-        raise choose_from("runner", name, RUNNERS)
-    if name == "host":
-        return HostRunner(artifact)
-    if name == "qemu":
-        return QemuRunner(artifact, str(target.runner.get("machine", "")))
-    return UnicornRunner(artifact, str(target.runner.get("model", "")))
-
-
-def run_codes(artifact: Artifact, via: str | None, codes: Int8, progress: Tell | None = None) -> RunResult:
+def run_codes(
+    artifact: Artifact, via: str | None, codes: Int8, progress: Tell | None = None, options: RunOptions | None = None
+) -> RunResult:
     """Run int8 codes (N, *device input shape) through an artifact.
 
     Raises:
         UsageError: unknown runner or wrong inputs. DeviceError: it cannot run here, or the run fails.
     """
-    runner = runner_for(artifact, load_target(artifact.target), via)
+    runner = runner_for(artifact, load_target(artifact.target), via, options)
     reason = runner.available()
     if reason is not None:
         raise DeviceError(f"{artifact.target} cannot run via {runner.name}: {reason}")
@@ -74,7 +55,7 @@ def bench(
     golden: GoldenIo,
     target: Target,
     via: str | None = None,
-    repeats: int = 20,
+    options: RunOptions | None = None,
     progress: Tell | None = None,
 ) -> Measurement:
     """Run the golden inputs and measure.
@@ -84,20 +65,24 @@ def bench(
         golden: inputs and the outputs that must come back, bit for bit.
         target: names the runner and the cycle and energy tables.
         via: another runner than the target's own.
-        repeats: timed bursts on the host.
+        options: what the runner is told.
         progress: told after every input.
 
     Returns:
         The measurement; verdict "not run" with the reason where the runner is not there. A run that fails is
         "differs" with what failed.
     """
-    runner = runner_for(artifact, target, via)
+    options = options or RunOptions()
+    runner = runner_for(artifact, target, via, options)
     image = Image(artifact)
     quantities = _sizes(image)
     environment: dict[str, Any] = {"machine": cpu_name(), "python": platform.python_version(), "xdeploy": __version__}
 
     def result(verdict: Literal["bit-exact", "differs", "not run"], reason: str | None, **extra: Any) -> Measurement:
-        return Measurement(target.name, runner.name, verdict, reason, quantities, environment=environment, **extra)
+        told = runner.tells.to_dict()
+        return Measurement(
+            target.name, runner.name, verdict, reason, quantities, environment=environment, tells=told, **extra
+        )
 
     reason = runner.available()
     if reason is not None:
@@ -110,8 +95,9 @@ def bench(
         return result("differs", str(error))
     environment |= ran.environment
     quantities |= _counted(image, ran, target, len(golden.input_codes))
-    if isinstance(runner, HostRunner):
-        quantities["latency"] = _latency(runner, golden, repeats)
+    times = runner.latency(golden.input_codes, options.repeats) if isinstance(runner, HostRunner) else ran.times
+    if times is not None:
+        quantities["latency"] = _latency(times)
     difference = _difference(ran.outputs, golden.output_codes, image.floats)
     return result("differs" if difference else "bit-exact", difference, layers=_layers(image, ran))
 
@@ -172,11 +158,11 @@ def _counted(image: Image, ran: Ran, target: Target, inputs: int) -> dict[str, A
     return values
 
 
-def _latency(runner: HostRunner, golden: GoldenIo, repeats: int) -> dict[str, Any]:
-    times = runner.latency(golden.input_codes, repeats) * 1e-9
-    low, middle, high = (significant(float(v)) for v in np.percentile(times, (10, 50, 90)))
+def _latency(times: NDArray[np.float64]) -> dict[str, Any]:
+    """The quantity of measured nanoseconds per inference (M,)."""
+    low, middle, high = (significant(float(v)) for v in np.percentile(times * 1e-9, (10, 50, 90)))
     note = "median of bursts on one thread, 10th and 90th percentile, memory warm"
-    return quantity(middle, "s", "measured", low=low, high=high, n=repeats, note=note)
+    return quantity(middle, "s", "measured", low=low, high=high, n=len(times), note=note)
 
 
 def _layers(image: Image, ran: Ran) -> tuple[LayerCount, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xdeploy.bench.runner import Image, Layers, Memory, Ran, Tell, silent
+from xdeploy.bench.runner import Image, Layers, Memory, Ran, Tell, Tells, silent
 from xdeploy.errors import DeviceError
 from xdeploy.formats import Int8
 from xdeploy.handover import Artifact
@@ -34,6 +34,10 @@ class HostRunner:
     """Runner "host": the shared library of a host artifact, called through ctypes."""
 
     name = "host"
+    tells = Tells(
+        ("outputs", "latency"),
+        {"instructions": "this machine's counters are not read", "stack": "the stack is this process's own"},
+    )
 
     def __init__(self, artifact: Artifact) -> None:
         self.image = Image(artifact)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from xdeploy.bench.native import native_library
-from xdeploy.bench.runner import Block, Image, Ran, Tell, merge_blocks, silent
+from xdeploy.bench.runner import Block, Image, Ran, Tell, Tells, merge_blocks, silent
 from xdeploy.builder.elf import Elf
 from xdeploy.builder.link import BOARDS
 from xdeploy.errors import DeviceError
@@ -35,6 +35,10 @@ class QemuRunner:
     """Runner "qemu" of a firmware artifact; `board` is the target's runner.machine."""
 
     name = "qemu"
+    tells = Tells(
+        ("outputs", "instructions", "instructions per layer", "mix", "stack"),
+        {"latency": "an emulator has no pipeline, caches or wait states: times are modelled from the instructions"},
+    )
 
     def __init__(self, artifact: Artifact, board: str) -> None:
         self.image, self.board = Image(artifact), board
@@ -72,7 +76,7 @@ class QemuRunner:
         environment = {"emulator": f"qemu {version()}", "board": self.board}
         merged = np.concatenate(outputs) if outputs else np.empty((0, self.image.output_bytes), np.int8)
         return Ran(self.name, self.image.shaped(merged), totals, counts[0] if counts else (),
-                   merge_blocks(blocks), max(stacks, default=0), environment)  # fmt: skip
+                   merge_blocks(blocks), max(stacks, default=0), environment=environment)  # fmt: skip
 
     def _start(self, inputs: Int8, elf: Elf, folder: Path) -> tuple[Int8, int]:
         """One start of QEMU: output codes (n, bytes) and the stack's high-water mark."""

@@ -46,12 +46,38 @@ def merge_blocks(blocks: Iterable[Block]) -> tuple[Block, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Tells:
+    """What a runner can tell, and what it cannot and why; both go into every measurement of it."""
+
+    can: tuple[str, ...]
+    cannot: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"can": list(self.can), "cannot": dict(self.cannot)}
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What every runner is told.
+
+    repeats: timed repetitions where it can time. remote: whether code may be sent, unprotected, to machines that are
+    not this one. timeout: seconds that one call may take.
+    """
+
+    repeats: int = 20
+    remote: bool = False
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
 class Ran:
     """The outcome of one call of a runner over N inputs.
 
     outputs: int8 (N, *output shape). instructions: int64 (N,) or None where the runner cannot count.
     layers: counts of the first input per kernel call, then the executor's own. blocks: over all inputs.
-    stack: deepest use in bytes below the caller's frame.
+    stack: deepest use in bytes below the caller's frame. times: float64 (M,) measured nanoseconds per inference, or
+    None where the runner cannot time.
     """
 
     runner: str
@@ -60,6 +86,7 @@ class Ran:
     layers: tuple[int, ...] = ()
     blocks: tuple[Block, ...] = ()
     stack: int | None = None
+    times: NDArray[np.float64] | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -67,6 +94,7 @@ class Runner(Protocol):
     """One way to run an artifact."""
 
     name: str
+    tells: Tells
 
     def available(self) -> str | None:
         """None if it can run here, else the reason and how to mend it."""

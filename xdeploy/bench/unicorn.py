@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from xdeploy.bench.native import native_library
-from xdeploy.bench.runner import Block, Image, Layers, Memory, Ran, Tell, merge_blocks, silent
+from xdeploy.bench.runner import Block, Image, Layers, Memory, Ran, Tell, Tells, merge_blocks, silent
 from xdeploy.builder.elf import Elf
 from xdeploy.errors import DeviceError, UsageError
 from xdeploy.formats import Int8
@@ -55,6 +55,10 @@ class UnicornRunner:
     """Runner "unicorn" of an artifact for Arm; `model` is the target's runner.model."""
 
     name = "unicorn"
+    tells = Tells(
+        ("outputs", "instructions", "instructions per layer", "mix", "stack"),
+        {"latency": "an emulator has no pipeline, caches or wait states: times are modelled from the instructions"},
+    )
 
     def __init__(self, artifact: Artifact, model: str) -> None:
         self.image, self.model = Image(artifact), model
@@ -96,7 +100,7 @@ class UnicornRunner:
         environment = {"emulator": f"unicorn {machines[0].version}", "cpu": self.model}
         blocks = merge_blocks(b for m in machines for b in m.blocks())
         stack = max(m.stack() for m in machines)
-        return Ran(self.name, self.image.shaped(outputs), totals, parts[0][0], blocks, stack, environment)
+        return Ran(self.name, self.image.shaped(outputs), totals, parts[0][0], blocks, stack, environment=environment)
 
     def run_layers(self, codes: Int8) -> Layers:
         """Codes (N, bytes) of every tensor that a kernel writes, taken when the executor goes on after its call.

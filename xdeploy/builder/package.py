@@ -14,6 +14,7 @@ import numpy as np
 
 from xdeploy import __version__
 from xdeploy.builder.ctext import banner, c_type, comment, numbers, string
+from xdeploy.builder.ecosystems import build_files
 from xdeploy.builder.executor import c99_source, executor_source, internal_header, prototypes
 from xdeploy.builder.zig import tool_versions
 from xdeploy.files import write_text
@@ -24,10 +25,6 @@ from xdeploy.target import Target
 
 SELFTEST_SAMPLES = 2
 FLOAT_SLACK = 2  # codes that the self-test lets outputs differ by where a part runs in float and rounds differently
-_FORM_NOTES = {
-    "tuned": "The kernels are assembly that LLVM generated for this core; everything else is C99.",
-    "portable": "C99 only: it compiles for any 32-bit or 64-bit little-endian CPU.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,56 +71,29 @@ class Package:
         """Text by relative path."""
         n, heads = self.name, prototypes(self.program)
         texts = {
-            f"include/{n}.h": self._fill("header.h", self._header(stack)),
+            f"include/{n}.h": self.fill("header.h", self.header(stack)),
             f"src/{n}.h": f"{self._banner()}/* For build systems that take headers from src/ only. */\n"
             f'#include "../include/{n}.h"\n',
             f"src/{n}_internal.h": self._banner() + internal_header(self.program, heads),
             f"src/{n}.c": self._banner() + executor_source(self.program),
             f"src/{n}_weights.c": self._banner() + self._weights(),
-            f"src/{n}_selftest.c": self._fill("selftest.c", self._selftest()),
+            f"src/{n}_selftest.c": self.fill("selftest.c", self._selftest()),
         }
         portable = c99_source(self.program)
         if portable:
             texts[f"src/{n}_kernels.c"] = self._banner() + portable
         if self.assembly:
             texts[f"src/{n}_kernels.S"] = self._banner() + self.assembly
-        return texts | self._build_files(stack)
+        return texts | build_files(self, stack)
 
-    def _build_files(self, stack: int | None) -> dict[str, str]:
-        names = {"CMakeLists.txt": "CMakeLists.txt", "README.md": "README.md",
-                 "library.properties": "library.properties", "library.json": "library.json",
-                 "zephyr/module.yml": "zephyr_module.yml", "zephyr/Kconfig": "zephyr_Kconfig",
-                 "zephyr/CMakeLists.txt": "zephyr_CMakeLists.txt",
-                 f"xdeploy.{self.name}.pdsc": "pack.pdsc"}  # fmt: skip
-        values = {
-            **self._header(stack),
-            "hash_banner": "\n".join(f"# {comment(line, 160)}" for line in self._lines()),
-            "sources": " ".join(self.sources),
-            "zephyr_sources": " ".join(f"../{s}" for s in self.sources),
-            # parts in float may call the mathematical functions
-            "libraries": f"target_link_libraries({self.name} PUBLIC m)\n" if self.has_float else "",
-            "languages": "C ASM" if self.assembly else "C",
-            "origin": " ".join(self._lines()).replace("--", "- "),
-            "pack_sources": "\n".join(f"        {_pack_file(s)}" for s in self.sources),
-            "gcc_flags": " ".join(self.target.compiler.get("gcc_flags", ())) or "none in particular",
-            "form_note": _FORM_NOTES[self.program.form],
-        }
-        texts = {path: self._fill(template, values) for path, template in names.items()}
-        # a README's first line is its title, its origin goes into a comment
-        head = "\n".join(self._lines()).replace("--", "- ")
-        texts["README.md"] = texts["README.md"].replace(values["hash_banner"], f"<!--\n{head}\n-->", 1)
-        return texts
-
-    def _fill(self, template: str, values: Mapping[str, Any]) -> str:
+    def fill(self, template: str, values: Mapping[str, Any] | None = None) -> str:
+        """Text of a template, with the names and `values` put in."""
         text = files("xdeploy.builder.templates").joinpath(template).read_text(encoding="utf-8")
         names = {"name": self.name, "upper": self.name.upper(), "model": self.program.model, "banner": self._banner()}
-        return Template(text).substitute({**names, **values})
+        return Template(text).substitute({**names, **(values or {})})
 
-    def fill(self, template: str) -> str:
-        """Text of a template that needs the names only."""
-        return self._fill(template, {})
-
-    def _lines(self) -> list[str]:
+    def lines(self) -> list[str]:
+        """Where the package comes from, for the first lines of its files."""
         model = self.provenance.get("model", {})
         tools = ", ".join(f"{name} {version}" for name, version in tool_versions().items())
         command = self.provenance.get("command", f"xdeploy build --target {self.program.target}")
@@ -135,10 +105,11 @@ class Package:
         ]
 
     def _banner(self) -> str:
-        lines = self._lines()
+        lines = self.lines()
         return banner(lines[0], lines[1:])
 
-    def _header(self, stack: int | None) -> dict[str, Any]:
+    def header(self, stack: int | None) -> dict[str, Any]:
+        """What the templates say of sizes, shapes and provenance."""
         p, io = self.program, self.graph.io
         model = self.provenance.get("model", {})
         title = str(model.get("name", p.model))
@@ -184,10 +155,6 @@ class Package:
             "outputs": _rows(self.golden.output_codes[:samples].reshape(samples, -1)),
             "crcs": "\n".join(calls), "crc": f"0x{crc:08X}", "tolerance": FLOAT_SLACK if self.has_float else 0,
         }  # fmt: skip
-
-
-def _pack_file(path: str) -> str:
-    return f'<file category="{"sourceAsm" if path.endswith(".S") else "sourceC"}" name="{path}"/>'
 
 
 def _rows(values: Any) -> str:

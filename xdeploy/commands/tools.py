@@ -10,8 +10,6 @@ from typing import Any
 from xdeploy.commands.options import Parser
 from xdeploy.commands.output import columns, emit
 
-_VIA = "host, unicorn or qemu (default: the target's own runner)"
-
 
 def add(commands: Any, common: Parser) -> None:
     """Add the parsers."""
@@ -21,16 +19,8 @@ def add(commands: Any, common: Parser) -> None:
         parser.set_defaults(run=run)
         return parser
 
-    bench = tool("bench", "run a built artifact again and measure it", _bench)
-    bench.add_argument("artifact", type=Path, help="OUT/<target>")
-    bench.add_argument("--via", help=_VIA)
     report = tool("report", "make the report of a run folder again", _report)
     report.add_argument("folder", type=Path, help="a run folder")
-    run = tool("run", "run any inputs through a built artifact", _inputs)
-    run.add_argument("artifact", type=Path, help="OUT/<target>")
-    run.add_argument("--via", help=_VIA)
-    run.add_argument("--inputs", type=Path, required=True, help=".npy: float as the model expects it, or int8 codes")
-    run.add_argument("-o", "--output", type=Path, required=True, help=".npy for the output codes")
     tool("targets", "list targets and families", _targets)
     ops = tool("ops", "the support matrix: operation, weight format, instruction set, constraints", _ops)
     ops.add_argument("--target", metavar="NAME", help="only what runs on this target")
@@ -38,34 +28,11 @@ def add(commands: Any, common: Parser) -> None:
     tool("doctor", "what is installed, what is missing, and how to mend it", _doctor)
 
 
-def _bench(args: argparse.Namespace) -> int:
-    from xdeploy.console import Console
-    from xdeploy.pipeline import bench_artifact, describe
-
-    with Console(quiet=args.quiet or args.json) as console:
-        measurement = bench_artifact(args.artifact, args.via, progress=console)
-    numbers = {k: v for k, v in measurement.quantities.items() if isinstance(v, dict) and "unit" in v}
-    lines = [f"{key:14} {value['value']} {value['unit']} ({value['how']})" for key, value in numbers.items()]
-    reason = f": {measurement.reason}" if measurement.reason else ""
-    emit(args, describe(measurement), "\n".join([*lines, f"{'verdict':14} {measurement.verdict}{reason}"]))
-    return 0 if measurement.verdict != "differs" else 6
-
-
 def _report(args: argparse.Namespace) -> int:
     from xdeploy.pipeline import write_report
 
     report = write_report(args.folder)
     emit(args, report, f"report: {(args.folder / 'report.html').resolve()}")
-    return 0
-
-
-def _inputs(args: argparse.Namespace) -> int:
-    from xdeploy.console import Console
-    from xdeploy.pipeline import run_inputs
-
-    with Console(quiet=args.quiet or args.json) as console:
-        summary = run_inputs(args.artifact, args.via, args.inputs, args.output, progress=console)
-    emit(args, summary, f"{summary['inputs']} inputs through {summary['runner']}: output codes in {args.output}")
     return 0
 
 

@@ -114,7 +114,7 @@ def artifact(folder: Path, graph: LoweredGraph, codes: Int8) -> tuple[dict[str, 
 
     An artifact that cannot run here gives no codes, and the reason.
     """
-    from xdeploy.bench import runner_for
+    from xdeploy.bench.via import runner_for
 
     built = Artifact.load(folder)
     try:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from xdeploy.bench import runner_for
 from xdeploy.bench.model import instruction_mix, modelled
 from xdeploy.bench.runner import Block, Ran
+from xdeploy.bench.via import runner_for
 from xdeploy.builder.elf import Elf, read_elf
 from xdeploy.builder.link import BOARDS, compile_weights, link_bare, link_board
 from xdeploy.builder.package import Package

@@ -1,0 +1,68 @@
+"""`--via`: which runner, and where it is; the one place that knows all runners."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from xdeploy.bench.host import HostRunner
+from xdeploy.bench.qemu import QemuRunner
+from xdeploy.bench.runner import Runner, RunOptions
+from xdeploy.bench.unicorn import UnicornRunner
+from xdeploy.errors import UsageError, choose_from
+from xdeploy.handover import Artifact
+from xdeploy.target import Target
+
+LOCAL = ("host", "qemu", "unicorn")
+SCHEMES = {
+    "ssh": "ssh://[user@]host[:port]",
+    "serial": "serial:/dev/ttyX[@baud]",
+    "rpc": "rpc://host:port",
+}
+FORMS = (*LOCAL, *SCHEMES.values())
+_NAME = r"[A-Za-z0-9_][\w.-]*"
+_ADDRESS = re.compile(rf"(?:(?P<user>{_NAME})@)?(?P<host>\[[0-9A-Fa-f:.]+\]|{_NAME})(?::(?P<port>\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A machine in the network."""
+
+    host: str
+    port: int | None = None
+    user: str | None = None
+
+
+def parse_address(via: str) -> Address:
+    """The address of `scheme://[user@]host[:port]`; names start with a letter, digit or underscore.
+
+    Raises:
+        UsageError: it is none.
+    """
+    scheme, _, rest = via.partition("://")
+    found = _ADDRESS.fullmatch(rest)
+    port = int(found["port"]) if found and found["port"] else None
+    if found is None or (port is not None and not 0 < port < 65536):
+        raise UsageError(f"--via {via!r} is no {SCHEMES.get(scheme, 'address')}")
+    return Address(found["host"].strip("[]"), port, found["user"])
+
+
+def runner_for(artifact: Artifact, target: Target, via: str | None, options: RunOptions | None = None) -> Runner:
+    """The runner that `via` names, or the target's own.
+
+    Raises:
+        UsageError: unknown name or bad address, or the target has no runner.
+    """
+    options = options or RunOptions()
+    own = "host" if target.kind == "host" else str(target.runner.get("emulator", "none"))
+    name = via or own
+    scheme = name.partition(":")[0]
+    if name not in LOCAL and scheme not in SCHEMES:
+        if via is None:
+            raise UsageError(f"{target.name} has no runner", hint="run the artifact on the device itself")
+        raise choose_from("runner", name, FORMS)
+    if name == "host":
+        return HostRunner(artifact)
+    if name == "qemu":
+        return QemuRunner(artifact, str(target.runner.get("machine", "")))
+    return UnicornRunner(artifact, str(target.runner.get("model", "")))
