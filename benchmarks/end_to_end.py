@@ -47,7 +47,7 @@ def measure(shared: Path, weights: str, output: Path) -> dict[str, Any]:
         "accuracy": report["accuracy"]["deployed"],
         "float_bytes": report["model"]["float_bytes"],
         "packed_bytes": report["weights"]["packed_bytes"],
-        "coded_bytes": None,
+        "coded_bytes": report["weights"]["coded_bytes"],
         "macs": report["model"]["macs"],
         "targets": report["targets"],
         "stages": report["stages"],

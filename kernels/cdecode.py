@@ -15,7 +15,9 @@ _UNIFORM = """\
 /* The weight in the lowest @bits@ bits of `code`. */
 static int32_t {symbol}_value(uint32_t code)
 {
-    return (int32_t)((code & @mask@U) ^ @half@U) - @half@;
+    const uint32_t lifted = (code & @mask@U) ^ @half@U;
+
+    return (int32_t)lifted - @half@;
 }
 """
 _CODEBOOK = """\
@@ -36,7 +38,8 @@ _WEIGHT = """\
 /* Weight k of a row. */
 static int32_t {symbol}_weight(const uint8_t *row, int32_t k@book_parameter@)
 {
-    const uint32_t bit = (uint32_t)k * @bits@U, offset = bit & 7U;
+    const uint32_t bit = (uint32_t)k * @bits@U;
+    const uint32_t offset = bit & 7U;
     @const@uint32_t code = (uint32_t)row[bit >> 3] >> offset;
 @straddle@
     return {symbol}_value(code@book@);
@@ -52,13 +55,15 @@ _DOT = """\
 static void {symbol}_dot(
     @pointers@, int32_t n@book_parameter@, int32_t *acc)
 {
-    int32_t @locals@, k;
+@locals@
+    int32_t left;
+    int32_t k;
 
-    for (; n >= @step@; n -= @step@) {
+    for (left = n; left >= @step@; left -= @step@) {
 @group@
 @advance@
     }
-    for (k = 0; k < n; ++k) {
+    for (k = 0; k < left; ++k) {
 @rest@
     }
 @store@
@@ -99,18 +104,21 @@ class Decoder:
     def dot(self, pixels: int, channels: int) -> str:
         """{symbol}_dot, which multiplies `pixels` runs of codes with `channels` rows of weights, sums in registers.
 
-        Its arguments: pointers to the runs x0, x1, ... and to the rows w0, w1, ..., the codes of a run, the codebook
-        if there is one, and int32 acc[channels * pixels] to add to, the pixels of a channel side by side.
+        Its arguments: pointers to the runs and to the rows, the codes of a run, the codebook if there is one, and
+        int32 acc[channels * pixels] to add to, the pixels of a channel side by side.
         """
         runs, rows = range(pixels), range(channels)
         sums = [f"a{c}{p}" for c in rows for p in runs]
-        names = [f"{a} = acc[{i}]" for i, a in enumerate(sums)] + [f"v{c}" for c in rows] * (pixels > 1)
-        advance = [f"x{p} += {self.step};" for p in runs]
-        advance += [f"w{c} += {self.step * self.format.bits // 8};" for c in rows]
+        names = [f"const int8_t *x{p} = run{p};" for p in runs] + [f"const @type@ *w{c} = row{c};" for c in rows]
+        names += [f"int32_t {a} = acc[{i}];" for i, a in enumerate(sums)]
+        names += [f"int32_t v{c};" for c in rows] * (pixels > 1)
+        advance = [f"x{p} = &x{p}[{self.step}];" for p in runs]
+        advance += [f"w{c} = &w{c}[{self.step * self.format.bits // 8}];" for c in rows]
         one = [line for c in rows for line in _products(c, f"{{symbol}}_weight(w{c}, k@book@)", "k", pixels)]
-        pointers = [f"const int8_t *x{p}" for p in runs] + [f"const @type@ *w{c}" for c in rows]
+        pointers = [f"const int8_t *run{p}" for p in runs] + [f"const @type@ *row{c}" for c in rows]
         text = fill(
-            _DOT, pointers=", ".join(pointers), locals=", ".join(names), group=_lines(self._turn(pixels, channels)),
+            _DOT, pointers=", ".join(pointers), locals=indent("\n".join(names), 4),
+            group=_lines(self._turn(pixels, channels)),
             advance=_lines(advance), rest=_lines(one),
             store="\n".join(f"    acc[{i}] = {a};" for i, a in enumerate(sums)),
         )  # fmt: skip

@@ -16,14 +16,14 @@ from xdeploy.lir.ops import has_residual
 CLAMP = """\
 static int32_t {symbol}_clamp(int32_t v, int32_t low, int32_t high)
 {
-    return v < low ? low : (v > high ? high : v);
+    return (v < low) ? low : ((v > high) ? high : v);
 }
 """
 SHIFT = """\
-/* floor(v / 2^n) */
+/* floor(v / 2^n); what is shifted is never negative */
 static int32_t {symbol}_shift(int32_t v, int32_t n)
 {
-    return v < 0 ? ~(~v >> n) : v >> n;
+    return (v < 0) ? ~(~v >> n) : (v >> n);
 }
 """
 # |acc * multiplier| < 2^62: with 2^62 added no negative number is shifted
@@ -31,9 +31,10 @@ REQUANTISE = """\
 /* zero + round(acc * multiplier / 2^32), halves upwards, clamped */
 static int32_t {symbol}_requantise(int32_t acc, int32_t multiplier, int32_t zero, int32_t low, int32_t high)
 {
-    const int64_t sum = (int64_t)acc * multiplier + INT64_C(0x4000000080000000);
+    const int64_t sum = ((int64_t)acc * multiplier) + INT64_C(0x4000000080000000);
+    const uint32_t top = (uint32_t)((uint64_t)sum >> 32);
 
-    return {symbol}_clamp((int32_t)(sum >> 32) - 0x40000000 + zero, low, high);
+    return {symbol}_clamp(((int32_t)top - 0x40000000) + zero, low, high);
 }
 """
 WINDOW = """\
@@ -42,7 +43,7 @@ static int32_t {symbol}_first(int32_t at, int32_t dilation)
 {
     int32_t tap = 0;
 
-    while (at + tap * dilation < 0) {
+    while ((at + (tap * dilation)) < 0) {
         ++tap;
     }
     return tap;
@@ -50,26 +51,40 @@ static int32_t {symbol}_first(int32_t at, int32_t dilation)
 /* The tap after the last one that is not behind the input. */
 static int32_t {symbol}_end(int32_t at, int32_t dilation, int32_t taps, int32_t size)
 {
-    while (taps > 0 && at + (taps - 1) * dilation >= size) {
-        --taps;
+    int32_t tap = taps;
+
+    while ((tap > 0) && ((at + ((tap - 1) * dilation)) >= size)) {
+        --tap;
     }
-    return taps;
+    return tap;
 }
 """
 GATHER = """\
 /* Copies n codes. */
 static void {symbol}_copy(const int8_t *from, int8_t *to, int32_t n)
 {
-    for (; n >= 4; n -= 4, from += 4, to += 4) {
-        const int8_t a = from[0], b = from[1], c = from[2], d = from[3];
+    const int8_t *source = from;
+    int8_t *target = to;
+    int32_t left;
 
-        to[0] = a;
-        to[1] = b;
-        to[2] = c;
-        to[3] = d;
+    for (left = n; left >= 4; left -= 4) {
+        const int8_t a = source[0];
+        const int8_t b = source[1];
+        const int8_t c = source[2];
+        const int8_t d = source[3];
+
+        target[0] = a;
+        target[1] = b;
+        target[2] = c;
+        target[3] = d;
+        source = &source[4];
+        target = &target[4];
     }
-    for (; n > 0; --n) {
-        *to++ = *from++;
+    while (left > 0) {
+        *target = *source;
+        ++target;
+        ++source;
+        --left;
     }
 }
 /* Copies a window whose first tap is (top, left), `depth` codes per tap; taps outside the input become `zero`. */
@@ -77,24 +92,36 @@ static void {symbol}_gather(
     const int8_t *x, int8_t *to, int32_t zero, int32_t top, int32_t left, int32_t height, int32_t width,
     int32_t channels, int32_t depth, int32_t kernel_y, int32_t kernel_x, int32_t dilation_y, int32_t dilation_x)
 {
-    /* the taps of one line lie side by side in the input */
-    const int32_t whole = dilation_x == 1 && depth == channels && left >= 0 && left + kernel_x <= width;
-    int32_t ky, kx, i;
+    int8_t *target = to;
+    int32_t together = 1; /* the taps of one line that lie side by side in the input */
+    int32_t ky;
 
+    if ((dilation_x == 1) && (depth == channels) && (left >= 0) && ((left + kernel_x) <= width)) {
+        together = kernel_x;
+    }
     for (ky = 0; ky < kernel_y; ++ky) {
-        const int32_t iy = top + ky * dilation_y, line = iy >= 0 && iy < height;
-        const int32_t taps = line && whole ? kernel_x : 1;
+        const int32_t iy = top + (ky * dilation_y);
+        int32_t first = -1; /* pixel of the input where the line begins */
+        int32_t taps = 1;
+        int32_t kx;
 
-        for (kx = 0; kx < kernel_x; kx += taps, to += taps * depth) {
-            const int32_t ix = left + kx * dilation_x;
+        if ((iy >= 0) && (iy < height)) {
+            first = iy * width;
+            taps = together;
+        }
+        for (kx = 0; kx < kernel_x; kx += taps) {
+            const int32_t ix = left + (kx * dilation_x);
 
-            if (line && ix >= 0 && ix < width) {
-                {symbol}_copy(x + (iy * width + ix) * channels, to, taps * depth);
+            if ((first >= 0) && (ix >= 0) && (ix < width)) {
+                {symbol}_copy(&x[(first + ix) * channels], target, taps * depth);
             } else {
+                int32_t i;
+
                 for (i = 0; i < depth; ++i) {
-                    to[i] = (int8_t)zero;
+                    target[i] = (int8_t)zero;
                 }
             }
+            target = &target[taps * depth];
         }
     }
 }
@@ -128,6 +155,15 @@ def function(body: str, pointers: Mapping[str, Arg], integers: Mapping[str, int]
 def indent(text: str, depth: int) -> str:
     """The lines that are not empty, `depth` columns further right."""
     return "\n".join(" " * depth + line if line else line for line in text.splitlines())
+
+
+def nested(names: Sequence[str], heads: Sequence[str], index: str) -> str:
+    """Loops inside one another that fill y in its order from x[index]."""
+    lines = ["{", "    int32_t to = 0;", *(f"    int32_t {name};" for name in names), ""]
+    lines += ["    " * (d + 1) + head for d, head in enumerate(heads)]
+    inner = "    " * (len(heads) + 1)
+    lines += [f"{inner}y[to] = x[{index}];", f"{inner}++to;"]
+    return "\n".join([*lines, *("    " * (d + 1) + "}" for d in reversed(range(len(heads)))), "}", ""])
 
 
 def stage_scalars(node: Node) -> dict[str, int]:

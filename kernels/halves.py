@@ -15,16 +15,20 @@ TIE = """\
 /* v with 24 significant bits, halves to even, as float32 keeps it; |v| < 2^53 */
 static int64_t {symbol}_single(int64_t v)
 {
-    uint64_t size = v < 0 ? (uint64_t)-v : (uint64_t)v;
-    uint32_t n = 0;
+    const int64_t distance = (v < 0) ? -v : v;
+    uint64_t size = (uint64_t)distance;
+    uint32_t n = 0U;
+    int64_t kept;
 
-    while (size >> n >= 0x1000000U) {
+    while ((size >> n) >= UINT64_C(0x1000000)) {
         ++n;
     }
-    if (n > 0) {
-        size = (size + (UINT64_C(1) << (n - 1)) - 1U + (size >> n & 1U)) >> n << n;
+    if (n > 0U) {
+        size = (size + (UINT64_C(1) << (n - 1U)) + ((size >> n) & 1U)) - 1U;
+        size = (size >> n) << n;
     }
-    return v < 0 ? -(int64_t)size : (int64_t)size;
+    kept = (int64_t)size;
+    return (v < 0) ? -kept : kept;
 }
 /* The code of the average sum / count, which may lie half way: then the window is summed again as float32 does. */
 static int32_t {symbol}_average(
@@ -33,32 +37,46 @@ static int32_t {symbol}_average(
     int32_t high)
 {
     const int64_t unit = (int64_t)count * mantissa;
-    const int32_t below =
-        (int32_t)(((int64_t)(sum * lift) * multiplier + INT64_C(0x4000000000000000)) >> 32) - 0x40000000;
-    const int32_t twice = 2 * below + 1;
-    int64_t total = 0, band = unit;
-    int32_t odd, n = 25, i, k;
+    const int32_t scaled = sum * lift;
+    const int64_t lifted = ((int64_t)scaled * multiplier) + INT64_C(0x4000000000000000);
+    const uint32_t top = (uint32_t)((uint64_t)lifted >> 32);
+    const int32_t below = (int32_t)top - 0x40000000;
+    const int32_t twice = (2 * below) + 1;
+    int32_t code = zero + below;
 
-    if (2 * sum != twice * count) {
-        return {symbol}_requantise(sum * lift, multiplier, zero, low, high);
-    }
-    for (i = 0; i < rows; ++i) {
-        for (k = 0; k < columns; ++k) {
-            const int32_t tap = x[from + i * line + k * step] - in_zero;
+    if ((2 * sum) != (twice * count)) {
+        code = {symbol}_requantise(scaled, multiplier, zero, low, high);
+    } else {
+        uint64_t band = (uint64_t)unit;
+        int64_t total = 0;
+        int32_t odd;
+        int32_t i;
+        uint32_t n = 25U;
 
-            total = {symbol}_single(total + {symbol}_single((int64_t)mantissa * tap));
+        for (i = 0; i < rows; ++i) {
+            int32_t k;
+
+            for (k = 0; k < columns; ++k) {
+                const int32_t tap = x[from + (i * line) + (k * step)] - in_zero;
+
+                total = {symbol}_single(total + {symbol}_single((int64_t)mantissa * tap));
+            }
         }
+        for (odd = (twice < 0) ? -twice : twice; odd > 0; odd /= 2) {
+            --n;
+        }
+        band >>= n;
+        total = (2 * total) - (twice * unit);
+        if ((total > (int64_t)band) || ((total >= -(int64_t)band) && ((below % 2) != 0))) {
+            ++code;
+        }
+        code = {symbol}_clamp(code, low, high);
     }
-    for (odd = twice < 0 ? -twice : twice; odd > 0; odd >>= 1) {
-        --n;
-    }
-    band >>= n;
-    total = 2 * total - twice * unit;
-    return {symbol}_clamp(zero + below + (total > band || (total >= -band && below % 2 != 0)), low, high);
+    return code;
 }
 """
 TIED = """{symbol}_average(
-                    x, ((top + ky0) * width + left + kx0) * channels + c, ky1 - ky0, kx1 - kx0, width * channels,
+                    x, ((((top + ky0) * width) + left + kx0) * channels) + c, ky1 - ky0, kx1 - kx0, width * channels,
                     channels, in_zero, mantissa, sum, count, lift, multiplier[count - 1], out_zero, low, high)"""
 
 

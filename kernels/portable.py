@@ -28,21 +28,28 @@ from .conv import Shape
 from .ctext import CLAMP, GATHER, REQUANTISE, SHIFT, WINDOW, fill, function, stage_scalars
 from .snippets import channel_consts
 
-_RESIDUAL = "{symbol}_clamp({symbol}_shift(add_a * code + add_b * r[at] + add_const, add_shift), add_low, add_high)"
+_RESIDUAL = "{symbol}_clamp({symbol}_shift((add_a * code) + (add_b * r[at]) + add_const, add_shift), add_low, add_high)"
 _CODE = "{symbol}_requantise(@sum@ * lift, multiplier[@channel@], out_zero, low, high)"
 _LINEAR = """\
 {
     const int32_t last = outputs - 1;
-    int32_t o, i;
+    int32_t o;
 
     for (o = 0; o < outputs; o += @channels@) {
-        const int32_t valid = outputs - o < @channels@ ? outputs - o : @channels@;
+        const int32_t rest = outputs - o;
+        const int32_t valid = (rest < @channels@) ? rest : @channels@;
+        const @type@ *first = &w[o * row_bytes];
         int32_t acc[@channels@];
+        int32_t i;
 
         for (i = 0; i < @channels@; ++i) {
-            acc[i] = bias[o + i < last ? o + i : last];
+            const int32_t at = o + i;
+
+            acc[i] = bias[(at < last) ? at : last];
         }
-        {symbol}_dot(x, @rows@, inputs@book@, acc);
+        {symbol}_dot(
+            x, @rows@,
+            inputs@book@, acc);
         for (i = 0; i < valid; ++i) {
             const int32_t at = o + i;
             const int32_t code = @code@;
@@ -54,47 +61,56 @@ _LINEAR = """\
 """
 _CONV = """\
 {
-    const int32_t pixels = out_height * out_width, taps = kernel_y * kernel_x;
-    int32_t g, t, p, o, i;
+    const int32_t pixels = out_height * out_width;
+    const int32_t taps = kernel_y * kernel_x;
+    int32_t g;
 
     for (g = 0; g < groups; ++g) {
         const int32_t end = (g + 1) * group_outputs;
-        int32_t top = -pad_y, left = -pad_x;
+        int32_t top = -pad_y;
+        int32_t left = -pad_x;
+        int32_t t;
 
         for (t = 0; t < pixels; t += 2) {
-            const int32_t both = t + 1 < pixels ? 2 : 1;
+            const int32_t rest = pixels - t;
+            const int32_t both = (rest < 2) ? rest : 2;
             const int8_t *windows[2];
+            int32_t o;
+            int32_t p;
 
             for (p = 0; p < both; ++p) {
                 if (direct != 0) {
-                    windows[p] = x + (top * width + left) * channels + g * depth;
+                    windows[p] = &x[(((top * width) + left) * channels) + (g * depth)];
                 } else {
-                    int8_t *to = window + p * taps * depth;
+                    int8_t *to = &window[p * taps * depth];
 
                     windows[p] = to;
                     {symbol}_gather(
-                        x + g * depth, to, in_zero, top, left, height, width, channels, depth, kernel_y, kernel_x,
+                        &x[g * depth], to, in_zero, top, left, height, width, channels, depth, kernel_y, kernel_x,
                         dilation_y, dilation_x);
                 }
                 left += stride_x;
-                if (left == out_width * stride_x - pad_x) {
+                if (left == ((out_width * stride_x) - pad_x)) {
                     left = -pad_x;
                     top += stride_y;
                 }
             }
             for (o = g * group_outputs; o < end; o += 2) {
-                const int32_t pair = o + 1 < end ? 2 : 1;
-                const @type@ *w0 = w + o * row_bytes;
+                const int32_t channels_left = end - o;
+                const int32_t pair = (channels_left < 2) ? channels_left : 2;
+                const @type@ *w0 = &w[o * row_bytes];
                 int32_t acc[4];
+                int32_t i;
 
                 acc[0] = bias[o];
                 acc[1] = acc[0];
-                acc[2] = bias[o + pair - 1];
+                acc[2] = bias[(o + pair) - 1];
                 acc[3] = acc[2];
-                {symbol}_dot(windows[0], windows[both - 1], w0, w0 + (pair - 1) * row_bytes, taps * depth@book@, acc);
+                {symbol}_dot(
+                    windows[0], windows[both - 1], w0, &w0[(pair - 1) * row_bytes], taps * depth@book@, acc);
                 for (i = 0; i < pair; ++i) {
                     for (p = 0; p < both; ++p) {
-                        const int32_t at = (t + p) * out_channels + o + i;
+                        const int32_t at = ((t + p) * out_channels) + o + i;
                         const int32_t code = @code@;
 
                         y[at] = (int8_t)@result@;
@@ -107,31 +123,48 @@ _CONV = """\
 """
 _DEPTHWISE = """\
 {
-    int32_t oy, ox, g, o, ky, kx, i, wide;
+    int32_t oy;
 
     for (oy = 0; oy < out_height; ++oy) {
-        const int32_t top = oy * stride_y - pad_y;
+        const int32_t top = (oy * stride_y) - pad_y;
         const int32_t ky0 = {symbol}_first(top, dilation_y);
         const int32_t ky1 = {symbol}_end(top, dilation_y, kernel_y, height);
+        int32_t ox;
 
         for (ox = 0; ox < out_width; ++ox) {
-            const int32_t left = ox * stride_x - pad_x;
+            const int32_t left = (ox * stride_x) - pad_x;
             const int32_t kx0 = {symbol}_first(left, dilation_x);
             const int32_t kx1 = {symbol}_end(left, dilation_x, kernel_x, width);
+            int32_t wide;
+            int32_t g;
 
             for (g = 0; g < groups; g += wide) {
-                wide = group_outputs == 1 && groups - g >= 4 ? 4 : 1;
-                for (o = g * group_outputs; o < (g + wide) * group_outputs; o += wide) {
-                    const int32_t *b = bias + o;
-                    int32_t acc[4], a0 = b[0], a1 = b[wide / 4], a2 = b[wide / 4 * 2], a3 = b[wide / 4 * 3];
+                int32_t o;
+
+                wide = 1;
+                if ((group_outputs == 1) && ((groups - g) >= 4)) {
+                    wide = 4;
+                }
+                for (o = g * group_outputs; o < ((g + wide) * group_outputs); o += wide) {
+                    const int32_t *b = &bias[o];
+                    const int32_t next = wide / 4;
+                    int32_t acc[4];
+                    int32_t a0 = b[0];
+                    int32_t a1 = b[next];
+                    int32_t a2 = b[next * 2];
+                    int32_t a3 = b[next * 3];
+                    int32_t ky;
+                    int32_t i;
 
                     for (ky = ky0; ky < ky1; ++ky) {
-                        int32_t from = ((top + ky * dilation_y) * width + left + kx0 * dilation_x) * groups + g;
-                        int32_t row = (ky * kernel_x + kx0) * row_bytes;
+                        int32_t from =
+                            ((((top + (ky * dilation_y)) * width) + left + (kx0 * dilation_x)) * groups) + g;
+                        int32_t row = ((ky * kernel_x) + kx0) * row_bytes;
+                        int32_t kx;
 
                         for (kx = kx0; kx < kx1; ++kx) {
-                            const int8_t *c = x + from;
-                            const @type@ *k = w + row;
+                            const int8_t *c = &x[from];
+                            const @type@ *k = &w[row];
 
                             a0 += (c[0] - in_zero) * {symbol}_weight(k, o@book@);
                             if (wide == 4) { /* channels that lie side by side */
@@ -148,7 +181,7 @@ _DEPTHWISE = """\
                     acc[2] = a2;
                     acc[3] = a3;
                     for (i = 0; i < wide; ++i) {
-                        const int32_t at = (oy * out_width + ox) * out_channels + o + i;
+                        const int32_t at = (((oy * out_width) + ox) * out_channels) + o + i;
                         const int32_t code = @code@;
 
                         y[at] = (int8_t)@result@;
@@ -232,8 +265,10 @@ class PortableRow:
     def _body(self, decoder: Decoder, residual: bool) -> str:
         body, at = _LINEAR, "acc[i]"
         if self.op == "conv2d":
-            body, at = (_DEPTHWISE, "acc[i]") if self.depthwise else (_CONV, f"acc[i * {PIXELS} + p]")
-        rows = ", ".join(f"w + (o + {c} < last ? o + {c} : last) * row_bytes" for c in range(CHANNELS))
+            body, at = (_DEPTHWISE, "acc[i]") if self.depthwise else (_CONV, f"acc[(i * {PIXELS}) + p]")
+        rows = ", ".join(
+            ["first", *(f"&first[{{symbol}}_clamp({c}, 0, last - o) * row_bytes]" for c in range(1, CHANNELS))]
+        )
         code = fill(_CODE, sum=at, channel="o + i")
         return decoder.fill(
             fill(body, rows=rows, code=code, result=_RESIDUAL if residual else "code"), channels=CHANNELS

@@ -12,7 +12,7 @@ from xdeploy.kernel import KERNELS, Arg, Code, Kernel, always, never
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.target import Target
 
-from .ctext import CLAMP, REQUANTISE, SHIFT, WINDOW, fill, function
+from .ctext import CLAMP, REQUANTISE, SHIFT, WINDOW, fill, function, nested
 from .halves import TIE, TIED
 from .layout import Axis, resize_axes, resize_tables
 
@@ -30,93 +30,116 @@ _ELEMENTWISE = """\
 _SCALED = "{symbol}_clamp({symbol}_shift(@sum@ + constant, shift), low, high)"
 _MUL = """\
 {
-    int32_t p, c;
+    int32_t at = 0;
+    int32_t p;
 
-    for (p = 0; p < pixels; ++p, x += channels, y += channels) {
+    for (p = 0; p < pixels; ++p) {
+        int32_t c;
+
         for (c = 0; c < channels; ++c) {
-            const int32_t product = (x[c] - x_zero) * (gate[c] - gate_zero) * lift;
+            const int32_t product = (x[at] - x_zero) * (gate[c] - gate_zero) * lift;
 
-            y[c] = (int8_t){symbol}_requantise(product, multiplier, out_zero, low, high);
+            y[at] = (int8_t){symbol}_requantise(product, multiplier, out_zero, low, high);
+            ++at;
         }
     }
 }
 """
 _SOFTMAX = """\
 {
-    int32_t row, i;
+    int32_t row;
 
-    for (row = 0; row < rows; ++row, x += classes, y += classes) {
-        int32_t top = x[0];
-        uint32_t total = 0;
+    for (row = 0; row < rows; ++row) {
+        const int8_t *from = &x[row * classes];
+        int8_t *to = &y[row * classes];
+        int32_t top = from[0];
+        uint32_t total = 0U;
+        int32_t i;
 
         for (i = 1; i < classes; ++i) {
-            top = x[i] > top ? x[i] : top;
+            top = (from[i] > top) ? from[i] : top;
         }
         for (i = 0; i < classes; ++i) {
-            total += (uint32_t)table[top - x[i]];
+            total += (uint32_t)table[top - from[i]];
         }
         for (i = 0; i < classes; ++i) {
-            const uint32_t share = (256U * (uint32_t)table[top - x[i]] + total / 2U) / total;
+            const uint32_t share = ((256U * (uint32_t)table[top - from[i]]) + (total / 2U)) / total;
+            const int32_t code = (share > 255U) ? 127 : ((int32_t)share - 128);
 
-            y[i] = (int8_t)(share > 255U ? 127 : (int32_t)share - 128);
+            to[i] = (int8_t)code;
         }
     }
 }
 """
 _POOL = """\
 {
-    int32_t oy, ox, c, ky, kx;
+    int32_t oy;
 
     for (oy = 0; oy < out_height; ++oy) {
-        const int32_t top = oy * stride_y - pad_y;
-        const int32_t ky0 = {symbol}_first(top, 1), ky1 = {symbol}_end(top, 1, kernel_y, height);
+        const int32_t top = (oy * stride_y) - pad_y;
+        const int32_t ky0 = {symbol}_first(top, 1);
+        const int32_t ky1 = {symbol}_end(top, 1, kernel_y, height);
+        int32_t ox;
 
         for (ox = 0; ox < out_width; ++ox) {
-            const int32_t left = ox * stride_x - pad_x;
-            const int32_t kx0 = {symbol}_first(left, 1), kx1 = {symbol}_end(left, 1, kernel_x, width);
+            const int32_t left = (ox * stride_x) - pad_x;
+            const int32_t kx0 = {symbol}_first(left, 1);
+            const int32_t kx1 = {symbol}_end(left, 1, kernel_x, width);
+            int32_t c;
 @before@
             for (c = 0; c < channels; ++c) {
                 int32_t @state@;
+                int32_t ky;
 
                 for (ky = ky0; ky < ky1; ++ky) {
-                    int32_t from = ((top + ky) * width + left + kx0) * channels + c;
+                    int32_t from = ((((top + ky) * width) + left + kx0) * channels) + c;
+                    int32_t kx;
 
                     for (kx = kx0; kx < kx1; ++kx) {
                         @update@;
                         from += channels;
                     }
                 }
-                y[(oy * out_width + ox) * channels + c] = (int8_t)@result@;
+                y[(((oy * out_width) + ox) * channels) + c] = (int8_t)@result@;
             }
         }
     }
 }
 """
 _AVERAGE_COUNT = """
-            const int32_t inside = ky1 > ky0 && kx1 > kx0 ? (ky1 - ky0) * (kx1 - kx0) : 0;
-            const int32_t count = always > 0 ? always : (inside > 0 ? inside : 1);
+            const int32_t inside = ((ky1 > ky0) && (kx1 > kx0)) ? ((ky1 - ky0) * (kx1 - kx0)) : 0;
+            const int32_t count = (always > 0) ? always : ((inside > 0) ? inside : 1);
 """
 _PAD = """\
 {
-    int32_t oy, ox, c;
+    int32_t at = 0;
+    int32_t oy;
 
     for (oy = 0; oy < out_height; ++oy) {
-        for (ox = 0; ox < out_width; ++ox) {
-            const int32_t iy = oy - top, ix = ox - left;
-            int32_t first = out_channels, end = out_channels; /* the channels that come from the input */
+        const int32_t iy = oy - top;
+        int32_t ox;
 
-            if (iy >= 0 && iy < height && ix >= 0 && ix < width) {
+        for (ox = 0; ox < out_width; ++ox) {
+            const int32_t ix = ox - left;
+            int32_t first = out_channels; /* the channels from first to end come from the input */
+            int32_t end = out_channels;
+            int32_t c;
+
+            if ((iy >= 0) && (iy < height) && (ix >= 0) && (ix < width)) {
                 first = front;
                 end = front + channels;
             }
             for (c = 0; c < first; ++c) {
-                *y++ = (int8_t)value;
+                y[at] = (int8_t)value;
+                ++at;
             }
-            for (; c < end; ++c) {
-                *y++ = x[(iy * width + ix) * channels + c - front];
+            for (c = first; c < end; ++c) {
+                y[at] = x[((((iy * width) + ix) * channels) + c) - front];
+                ++at;
             }
-            for (; c < out_channels; ++c) {
-                *y++ = (int8_t)value;
+            for (c = end; c < out_channels; ++c) {
+                y[at] = (int8_t)value;
+                ++at;
             }
         }
     }
@@ -124,7 +147,8 @@ _PAD = """\
 """
 _COPY = """\
         for (i = 0; i < count@k@; ++i) {
-            *y++ = *x@k@++;
+            y[at] = x@k@[(row * count@k@) + i];
+            ++at;
         }
 """
 
@@ -142,7 +166,7 @@ def _scaled(graph: LoweredGraph, node: Node, target: Target) -> Code:
     """Add and rescale."""
     a, two = node.attrs, len(node.inputs) == 2
     factors = {"a": a["a"], **({"b": a["b"]} if two else {})}
-    value = fill(_SCALED, sum="a * x[i] + b * r[i]" if two else "a * x[i]")
+    value = fill(_SCALED, sum="(a * x[i]) + (b * r[i])" if two else "(a * x[i])")
     rest = {"constant": a["const"], **{k: a[k] for k in ("shift", "low", "high")}}
     return _elementwise(value, graph, node, **factors, **rest)
 
@@ -184,7 +208,7 @@ def _window(graph: LoweredGraph, node: Node) -> dict[str, int]:
 
 
 def _max(graph: LoweredGraph, node: Node, target: Target) -> Code:
-    body = fill(_POOL, before="", state="best = -128", update="best = x[from] > best ? x[from] : best", result="best")
+    body = fill(_POOL, before="", state="best = -128", update="best = (x[from] > best) ? x[from] : best", result="best")
     return function(body, {**_X, **_Y}, _window(graph, node), [WINDOW])
 
 
@@ -216,7 +240,8 @@ def _pad(graph: LoweredGraph, node: Node, target: Target) -> Code:
 def _concat(graph: LoweredGraph, node: Node, target: Target) -> Code:
     inputs = range(len(node.inputs))
     copies = "".join(fill(_COPY, k=k) for k in inputs)
-    body = f"{{\n    int32_t row, i;\n\n    for (row = 0; row < rows; ++row) {{\n{copies}    }}\n}}\n"
+    head = "    int32_t at = 0;\n    int32_t row;\n\n    for (row = 0; row < rows; ++row) {\n        int32_t i;\n\n"
+    body = f"{{\n{head}{copies}    }}\n}}\n"
     pointers = {f"const int8_t *x{k}": Arg("input", index=k) for k in inputs}
     out = graph.tensors[node.output]
     counts = {f"count{k}": graph.tensors[name].shape[-1] for k, name in enumerate(node.inputs)}
@@ -227,16 +252,13 @@ def _strided(counts: tuple[int, ...], strides: list[int], start: int) -> Code:
     """Copy to contiguous y from x[start + sum(index * stride)]; one text per number of dimensions above 1 element."""
     dims = [(n, t) for n, t in zip(counts, strides, strict=True) if n > 1] or [(1, 1)]
     names = [f"i{d}" for d in range(len(dims))]
-    lines = ["{", f"    int32_t {', '.join(names)};", ""]
-    for d, name in enumerate(names):
-        lines.append("    " * (d + 1) + f"for ({name} = 0; {name} < count{d}; ++{name}) {{")
-    at = " + ".join(f"{name} * stride{d}" for d, name in enumerate(names))
-    lines.append("    " * (len(dims) + 1) + f"*y++ = x[start + {at}];")
-    lines += ["    " * (d + 1) + "}" for d in reversed(range(len(dims)))]
+    at = " + ".join(f"({name} * stride{d})" for d, name in enumerate(names))
+    heads = [f"for ({name} = 0; {name} < count{d}; ++{name}) {{" for d, name in enumerate(names)]
+    body = nested(names, heads, f"start + {at}")
     integers = {"start": start}
     for d, (count, stride) in enumerate(dims):
         integers |= {f"count{d}": count, f"stride{d}": stride}
-    return function("\n".join([*lines, "}", ""]), {**_X, **_Y}, integers)
+    return function(body, {**_X, **_Y}, integers)
 
 
 def _steps(shape: tuple[int, ...]) -> list[int]:
@@ -266,7 +288,7 @@ def _axis(a: Axis, key: str, name: str) -> tuple[list[str], str, dict[str, int]]
         return [loop], f"(int32_t){key}_table[{name}]", {key: a.count}
     again = f"for ({name}_again = 0; {name}_again < {key}_repeat; ++{name}_again) {{"
     integers = {key: a.count, f"{key}_repeat": a.repeat, f"{key}_start": a.start, f"{key}_step": a.step}
-    return [loop, again], f"({key}_start + {name} * {key}_step)", integers
+    return [loop, again], f"({key}_start + ({name} * {key}_step))", integers
 
 
 def _resize(graph: LoweredGraph, node: Node, target: Target) -> Code:
@@ -276,16 +298,13 @@ def _resize(graph: LoweredGraph, node: Node, target: Target) -> Code:
     cols, col, col_integers = _axis(axes["cols"], "cols", "j")
     heads = [*rows, *cols, "for (c = 0; c < channels; ++c) {"]
     names = ["i", *(["i_again"] if len(rows) > 1 else []), "j", *(["j_again"] if len(cols) > 1 else []), "c"]
-    lines = ["{", f"    int32_t {', '.join(names)};", ""]
-    lines += ["    " * (d + 1) + head for d, head in enumerate(heads)]
-    lines.append("    " * (len(heads) + 1) + f"*y++ = x[({row} * width + {col}) * channels + c];")
-    lines += ["    " * (d + 1) + "}" for d in reversed(range(len(heads)))]
+    body = nested(names, heads, f"((({row} * width) + {col}) * channels) + c")
     tables = {
         f"const {table.dtype}_t *{key}_table": Arg("const", name=key)
         for key, table in resize_tables(graph, node).items()
     }
     integers = {**row_integers, **col_integers, "width": width, "channels": channels}
-    return function("\n".join([*lines, "}", ""]), {**_X, **tables, **_Y}, integers)
+    return function(body, {**_X, **tables, **_Y}, integers)
 
 
 def _nothing(graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:

@@ -24,21 +24,24 @@ from .snippets import channel_consts
 from .sparsepack import plain, smaller, sparse_consts
 from .sparsetir import GAP_BITS, StreamRow
 
-_RESIDUAL = "{symbol}_clamp({symbol}_shift(add_a * code + add_b * r[at] + add_const, add_shift), add_low, add_high)"
+_RESIDUAL = "{symbol}_clamp({symbol}_shift((add_a * code) + (add_b * r[at]) + add_const, add_shift), add_low, add_high)"
 _CODE = "{symbol}_requantise(@sum@ * lift, multiplier[o], out_zero, low, high)"
 _LINEAR = """\
 {
-    int32_t o, n;
+    const int8_t *from = w;
+    int32_t o;
 
     for (o = 0; o < outputs; ++o) {
         const int8_t *tap = x;
         int32_t sum = bias[o];
+        int32_t n;
 
-        for (n = words[o]; n > 0; --n, w += 4) {
-            tap += (uint8_t)w[0]; /* the distance to the next weight that is not zero */
-            sum += *tap * w[1];
-            tap += (uint8_t)w[2];
-            sum += *tap * w[3];
+        for (n = (int32_t)words[o]; n > 0; --n) {
+            tap = &tap[(uint8_t)from[0]]; /* the distance to the next weight that is not zero */
+            sum += *tap * from[1];
+            tap = &tap[(uint8_t)from[2]];
+            sum += *tap * from[3];
+            from = &from[4];
         }
         {
             const int32_t at = o;
@@ -52,18 +55,24 @@ _LINEAR = """\
 _CONV = """\
 {
     const int32_t row = kernel_y * kernel_x * channels;
-    int32_t t, o, p, n, top = -pad_y, left = -pad_x;
+    int32_t top = -pad_y;
+    int32_t left = -pad_x;
+    int32_t t;
 
     for (t = 0; t < pixels; t += 2) {
-        const int32_t both = t + 1 < pixels ? 2 : 1, other = (both - 1) * row;
+        const int32_t rest = pixels - t;
+        const int32_t both = (rest < 2) ? rest : 2;
+        const int32_t other = (both - 1) * row;
         const int8_t *from = w;
+        int32_t o;
+        int32_t p;
 
         for (p = 0; p < both; ++p) {
             {symbol}_gather(
-                x, window + p * row, in_zero, top, left, height, width, channels, channels, kernel_y, kernel_x,
+                x, &window[p * row], in_zero, top, left, height, width, channels, channels, kernel_y, kernel_x,
                 dilation_y, dilation_x);
             left += stride_x;
-            if (left == out_width * stride_x - pad_x) {
+            if (left == ((out_width * stride_x) - pad_x)) {
                 left = -pad_x;
                 top += stride_y;
             }
@@ -71,19 +80,21 @@ _CONV = """\
         for (o = 0; o < out_channels; ++o) {
             const int8_t *tap = window;
             int32_t sum[2];
+            int32_t n;
 
             sum[0] = bias[o];
             sum[1] = sum[0];
-            for (n = words[o]; n > 0; --n, from += 4) {
-                tap += (uint8_t)from[0]; /* the distance to the next weight that is not zero */
+            for (n = (int32_t)words[o]; n > 0; --n) {
+                tap = &tap[(uint8_t)from[0]]; /* the distance to the next weight that is not zero */
                 sum[0] += tap[0] * from[1];
                 sum[1] += tap[other] * from[1];
-                tap += (uint8_t)from[2];
+                tap = &tap[(uint8_t)from[2]];
                 sum[0] += tap[0] * from[3];
                 sum[1] += tap[other] * from[3];
+                from = &from[4];
             }
             for (p = 0; p < both; ++p) {
-                const int32_t at = (t + p) * out_channels + o;
+                const int32_t at = ((t + p) * out_channels) + o;
                 const int32_t code = @code@;
 
                 y[at] = (int8_t)@result@;

@@ -50,10 +50,11 @@ def _tir(graph: LoweredGraph, node: Node, target: Target) -> Code:
 def _c99(graph: LoweredGraph, node: Node, target: Target) -> Code:
     sizes = _sizes(graph, node)
     copies = "".join(
-        f"    for (i = 0; i < count{k}; ++i) {{\n        *y++ = x{k}[i];\n    }}\n" for k in range(len(sizes))
+        f"    for (i = 0; i < count{k}; ++i) {{\n        y[at] = x{k}[i];\n        ++at;\n    }}\n"
+        for k in range(len(sizes))
     )
     pointers = {f"const int8_t *x{k}": Arg("input", index=k) for k in range(len(sizes))}
-    body = f"{{\n    int32_t i;\n\n{copies}}}\n"
+    body = f"{{\n    int32_t at = 0;\n    int32_t i;\n\n{copies}}}\n"
     return function(body, {**pointers, "int8_t *y": Arg("output")}, {f"count{k}": n for k, n in enumerate(sizes)})
 
 

@@ -10,13 +10,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROWS: list[tuple[str, ...]] = [
     ("errors", "registry", "formats", "files", "permission"),
-    ("target", "recipe", "handover", "store", "quantise"),
+    ("target", "recipe", "planoptions", "trainoptions", "handover", "store", "quantise", "ranking"),
     ("lir", "kernel", "onnxwire", "onnxguard", "onnxdata", "onnxfile", "onnxshapes"),
     ("model",),
     ("relevance", "plan", "compress", "lower", "program", "memory", "kernels"),
-    ("export", "builder"),
-    ("bench", "report"),
-    ("pipeline", "stages", "request", "accuracy", "check", "diff", "kept", "matrix", "tune"),
+    ("export", "builder", "coding"),
+    ("bench", "report", "gate"),
+    ("pipeline", "stages", "compressing", "request", "accuracy", "check", "diff", "kept", "matrix", "tune"),
     ("console", "doctor", "commands", "cli"),
 ]
 ROW = {unit: row for row, units in enumerate(ROWS) for unit in units}
@@ -35,11 +35,15 @@ HEAVY = {
         "model",
         "lir",
         "kernels",
+        "bench",
     },
-    # model: every float ONNX file is held against ONNX Runtime when it is read
-    "onnxruntime": {"export", "lower", "model"},
-    "tvm": {"kernels", "builder"},
+    # model: every float ONNX file is held against ONNX Runtime when it is read; bench: files for peers, a peer itself
+    "onnxruntime": {"export", "lower", "model", "bench"},
+    # bench: the client of TVM RPC, in a process of its own
+    "tvm": {"kernels", "builder", "bench"},
     "unicorn": {"bench"},
+    "serial": {"bench"},
+    "capstone": {"bench"},
 }
 STRANGERS = set(ROWS[4]) - {"program", "memory"}
 # stages is where the arrows meet; it counts accuracy with torch modules that the units hand it

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from xdeploy import __version__
-from xdeploy.commands import bench, examine, stages, tools
+from xdeploy.commands import bench, coding, examine, stages, tools
 from xdeploy.commands.options import Parser
 from xdeploy.doctor import missing_package
 from xdeploy.errors import ToolchainError, XdeployError
@@ -27,7 +27,7 @@ def _parser() -> Parser:
     common.add_argument("--quiet", action="store_true", help="no progress, no summary")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    for module in (stages, examine, bench, tools):
+    for module in (stages, examine, bench, coding, tools):
         module.add(commands, common)
     return parser
 

@@ -22,12 +22,16 @@ _PACKAGES = {
     "apache-tvm": ("tvm", "kernels"),
     "ziglang": ("ziglang", "compiling for every target"),
     "unicorn": ("unicorn", "running Arm code"),
+    "capstone": ("capstone", "instruction mix"),
+    "pyserial": ("serial", "boards on a serial port"),
     "pyelftools": ("elftools", "measuring flash"),
     "safetensors": ("safetensors", "weights"),
     "pillow": ("PIL", "images"),
 }
 _PROGRAMS = {
     "qemu-system-arm": ("running Cortex-M55 code", "apt-get install qemu-system-arm"),
+    "qemu-aarch64": ("counting in Linux programs for Arm and x86", "apt-get install qemu-user"),
+    "ssh": ("boards in the network", "apt-get install openssh-client"),
     "arm-none-eabi-gcc": ("cross-checking the C package", "apt-get install gcc-arm-none-eabi"),
     "cmake": ("cross-checking the C package", "apt-get install cmake"),
 }

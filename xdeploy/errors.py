@@ -8,6 +8,7 @@
     │   └── PlanError          ... no plan fits, or a plan line cannot be honoured
     ├── ToolchainError      5  a compiler, emulator or optional package is missing
     └── DeviceError         6  the device, emulator or transport failed
+        └── TransportError     ... could not be reached, or was lost: nothing to compare
 
 A message says what was given, what is allowed and where it came from; the hint says what to do next.
 """
@@ -95,6 +96,10 @@ class DeviceError(XdeployError):
     """The emulator, board or transport failed while running the artifact."""
 
     exit_code = 6
+
+
+class TransportError(DeviceError):
+    """The device could not be reached or used, or was lost: nothing is known about the artifact."""
 
 
 def shown(text: str, limit: int = 80, *, quote: bool = True) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.errors import UsageError
-from xdeploy.files import read_json, read_npz, write_json, write_npz
+from xdeploy.files import read_json, read_npz, sha256, write_json, write_npz
 from xdeploy.formats import Int8, QParams
 
 How = Literal["measured", "emulated", "modelled"]
@@ -144,6 +144,7 @@ class GoldenIo:
 class RelevanceMap:
     """Scores of one method. weight[l] has the weight's shape, channel[l] one score per output channel, all >= 0.
 
+    With relevance.aggregate = "signed" weight and channel may be negative (against the class) and cancel over samples.
     `sensitivity[l]` (weight's shape, >= 0) is mean((r/w)^2) over samples: what a change of the weight would matter,
     free of the factor |w| (used to weigh codebook errors and bits).
     """
@@ -192,13 +193,19 @@ class RelevanceMap:
 
 @dataclass(frozen=True, slots=True)
 class PlanLine:
-    """What happens to one weighted layer, and why. `keep`: output channels kept, None = all."""
+    """What happens to one weighted layer, and why.
+
+    keep: output channels kept, None: all. density: share of the weights that are not zero in the end, in 0..1, None: as
+    it comes. zeros: which become zero, an order of `ranking`, with "/row" in each output channel; None: magnitude.
+    """
 
     origin: str
     weight_format: str
     activation_format: str = "int8"
     keep: tuple[int, ...] | None = None
     reason: str = ""
+    density: float | None = None
+    zeros: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,15 +222,9 @@ class CompressionPlan:
     def save(self, path: Path) -> None:
         """Write plan.json."""
         rows = [{**asdict(x), "keep": None if x.keep is None else list(x.keep)} for x in self.layers]
-        write_json(
-            path,
-            {
-                "schema": "xdeploy.plan/1",
-                "budget": dict(self.budget),
-                "predicted": dict(self.predicted),
-                "layers": rows,
-            },
-        )
+        rows = [{k: v for k, v in row.items() if (k, v) != ("zeros", None)} for row in rows]
+        head = {"schema": "xdeploy.plan/1", "budget": dict(self.budget), "predicted": dict(self.predicted)}
+        write_json(path, {**head, "layers": rows})
 
     @staticmethod
     def load(path: Path) -> CompressionPlan:
@@ -275,12 +276,32 @@ class Artifact:
         """Read OUT/<target>."""
         return Artifact(folder, read_json(folder / "manifest.json", "xdeploy.manifest/1"))
 
+    def verify_files(self) -> None:
+        """Check that every file is the one that was built: a few milliseconds per megabyte.
+
+        Files that the manifest does not list (measurements, notes) may lie beside them.
+
+        Raises:
+            UsageError: the first files that are missing or have another SHA-256 than the manifest says, by name.
+        """
+        listed = {str(name): str(digest) for name, digest in self.manifest.get("files", {}).items()}
+        gone = [name for name in listed if not (self.folder / name).is_file()]
+        changed = [name for name in listed if name not in gone and sha256(self.folder / name) != listed[name]]
+        told = [*(f"{name} is missing" for name in gone), *(f"{name} was changed" for name in changed)]
+        if told:
+            more = f" and {len(told) - 5} more" if len(told) > 5 else ""
+            raise UsageError(
+                f"{self.folder} is not as it was built: {', '.join(told[:5])}{more}",
+                hint="build it again; manifest.json lists the SHA-256 of every file",
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class LayerCount:
     """Executed instructions of one kernel call, by node name; cycles and energies where a model tells them.
 
     energy: joules of the named board. accelerator: joules of an accelerator-class proxy, for comparing layers only.
+    mix: instructions by class (load, store, mac, branch, vector, other).
     """
 
     node: str
@@ -289,6 +310,7 @@ class LayerCount:
     cycles: float | None = None
     energy: float | None = None
     accelerator: float | None = None
+    mix: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

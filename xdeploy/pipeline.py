@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,8 @@ from xdeploy.store import Store
 from xdeploy.target import load_target, resolve_targets
 
 if TYPE_CHECKING:
+    from xdeploy.bench.compare import CompareOptions
+    from xdeploy.bench.power import PowerOptions
     from xdeploy.bench.runner import RunOptions
 
 
@@ -62,11 +66,32 @@ def run(request: Request, until: str = "report", progress: Progress | None = Non
     try:
         with external_data(request.recipe.lower.external_data):
             stages = Stages(request, targets, store, progress or Silent())
-            stages.run(until)
+            with _fixed_threads(stages):
+                stages.run(until)
         report = write_report(request.output) if until == "report" else None
         return RunResult(request.output, until, stages.artifacts, report)
     finally:
         store.discard_if_empty()
+
+
+@contextlib.contextmanager
+def _fixed_threads(stages: Stages) -> Iterator[None]:
+    """Let torch work with the recipe's number of threads, as the last bits of its sums depend on that.
+
+    Without work for torch to do it is not loaded.
+    """
+    idle = all(stages.store.is_fresh(name, stages.keys[name]) for name in ("source", "score", "plan", "compress"))
+    if stages.quantised or idle:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(stages.recipe.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_paths(request: Request) -> None:
@@ -122,18 +147,51 @@ def write_report(folder: Path) -> dict[str, Any]:
 
 
 def bench_artifact(
-    folder: Path, via: str | None, options: RunOptions | None = None, progress: Progress | None = None
+    folder: Path,
+    via: str | None,
+    options: RunOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    power: tuple[Path, PowerOptions] | None = None,
+    compare: CompareOptions | None = None,
+    save: bool = False,
 ) -> Measurement:
-    """Measure a built artifact again; its own runner's figures become its bench.json."""
+    """Measure a built artifact again; its own runner's figures become its bench.json, others' with `save`.
+
+    power: a measured trace of the board, and how it is gated. compare: other engines, in the same run on this machine.
+    On this machine energy is told too where Linux lets its counters be read and no trace is given.
+
+    Raises:
+        UsageError: no such artifact or trace, or a comparison that means nothing.
+    """
     from xdeploy.bench import bench
+    from xdeploy.bench.power import measure, with_power
 
     artifact = Artifact.load(folder)
+    artifact.verify_files()
     golden = GoldenIo.load(folder / "golden.npz")
     target = load_target(artifact.target)
-    measurement = bench(artifact, golden, target, via=via, options=options, progress=progress or Silent())
-    if via is None:
+    tell = progress or Silent()
+    reading = measure(*power) if power else None  # a bad trace ends before anything runs
+    measurement = bench(artifact, golden, target, via=via, options=options, progress=tell)
+    if reading is not None and power is not None:
+        measurement = with_power(measurement, reading, power[0])
+    elif measurement.runner == "host" and measurement.verdict == "bit-exact":
+        measurement = _with_counters(measurement, artifact, golden)
+    if compare is not None:
+        from xdeploy.bench.compare import with_peers  # loads onnx
+
+        measurement = with_peers(measurement, artifact, compare, tell)
+    if via is None or save:
         measurement.save(folder / "bench.json")
     return measurement
+
+
+def _with_counters(measurement: Measurement, artifact: Artifact, golden: GoldenIo) -> Measurement:
+    from xdeploy.bench.host import HostRunner
+    from xdeploy.bench.rapl import with_rapl
+
+    return with_rapl(measurement, lambda: HostRunner(artifact).step(golden.input_codes))
 
 
 def describe(measurement: Measurement) -> dict[str, Any]:
@@ -154,6 +212,7 @@ def run_inputs(
     from xdeploy.bench import run_codes
 
     artifact = Artifact.load(folder)
+    artifact.verify_files()
     io = IoSpec.from_dict(artifact.manifest["io"])
     try:
         array = np.load(inputs, allow_pickle=False)

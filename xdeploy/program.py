@@ -74,6 +74,12 @@ class Program:
     found_by: str
     memory: Mapping[str, int]  # flash and ram in bytes, where the target or the user sets limits
     tuned: Mapping[str, Any] = field(default_factory=dict)  # what was measured to choose the kernels, if anything was
+    prefix: str = "xd"  # of every name in C
+
+    @property
+    def name(self) -> str:
+        """Stem of all names in C: <prefix>_<model>."""
+        return f"{self.prefix}_{self.model}"
 
     @property
     def weight_bytes(self) -> int:
@@ -131,7 +137,12 @@ def identifier(name: str) -> str:
 
 
 def bind(
-    graph: LoweredGraph, target: Target, model_name: str, form: str = "tuned", choice: Choice | None = None
+    graph: LoweredGraph,
+    target: Target,
+    model_name: str,
+    form: str = "tuned",
+    choice: Choice | None = None,
+    prefix: str = "xd",
 ) -> Program:
     """Choose kernels and place memory.
 
@@ -141,6 +152,7 @@ def bind(
         model_name: of the model; made into a C identifier.
         form: "tuned" (any row of the target) or "portable" (rows of C99 only).
         choice: kernels that were chosen already; a node that it does not name gets the row of least estimated cost.
+        prefix: of every name in C, as `recipe.PackageOptions` allows it.
 
     Raises:
         UnsupportedError: no kernel row applies to a node. GateError: weights or arena exceed the target's memory.
@@ -150,7 +162,7 @@ def bind(
     nodes = [n for n in graph.nodes if n.name not in storage.aliases]
     chosen = choice.kernels if choice else {}
     rows = [KERNELS[chosen[n.name]] if n.name in chosen else choose(graph, n, target, form) for n in nodes]
-    functions, constants = _Functions(f"xd_{name}"), _Constants(f"xd_{name}")
+    functions, constants = _Functions(f"{prefix}_{name}"), _Constants(f"{prefix}_{name}")
     parts = []
     for node, row in zip(nodes, rows, strict=True):
         code = row.emit(graph, node, target)
@@ -168,7 +180,7 @@ def bind(
         name, target.name, form, target.align, calls, tuple(n.name for n in graph.nodes if n.name in storage.aliases),
         functions.table, constants.table, placed.places, placed.buffers,
         layout.arena, layout.lower_bound, layout.found_by, limits_of(target, choice.limits if choice else {}),
-        choice.notes if choice else {},
+        choice.notes if choice else {}, prefix,
     )  # fmt: skip
     program.verify()
     return program

@@ -75,7 +75,7 @@ def uniform_codes(
 
 
 def codebook_codes(
-    weight: AnyFloat, fmt: WeightFormat, h: AnyFloat | None = None, floor: Float64 | None = None
+    weight: AnyFloat, fmt: WeightFormat, h: AnyFloat | None = None, floor: Float64 | None = None, zero: bool = False
 ) -> tuple[Int8, Int8, Float32]:
     """The layer's best codebook of 2^bits int8 entries and the nearest entry of every weight.
 
@@ -88,6 +88,7 @@ def codebook_codes(
         fmt: a codebook format.
         h: importance of each weight, same shape, or None.
         floor: (O,) smallest scale allowed per channel, or None.
+        zero: whether zero must be an entry.
 
     Returns:
         codes int8 (O, ...) in 0..2^bits-1, codebook int8 (2^bits,) strictly ascending, scale float32 (O,).
@@ -97,7 +98,7 @@ def codebook_codes(
     wide = scale.astype(np.float64)[:, None]
     unit = np.clip(rows / wide, -127.0, 127.0)
     cost = np.broadcast_to(wide**2, rows.shape) if h is None else wide**2 * _rows(h)
-    book = best_codebook(unit.ravel(), cost.ravel(), 2**fmt.bits)
+    book = best_codebook(unit.ravel(), cost.ravel(), 2**fmt.bits, zero)
     codes = nearest_entry(unit, book)
     return codes.reshape(weight.shape), book, scale
 
@@ -108,15 +109,18 @@ def nearest_entry(unit: AnyFloat, book: Int8) -> Int8:
     return np.searchsorted((wide[1:] + wide[:-1]) / 2.0, unit, side="right").astype(np.int8)
 
 
-def best_codebook(unit: Float64, h: Float64, entries: int) -> Int8:
+def best_codebook(unit: Float64, h: Float64, entries: int, zero: bool = False) -> Int8:
     """The `entries` distinct integers in -127..127 with the least `sum h * (u - nearest)^2`, ascending.
 
     Args:
         unit: (n,) values in [-127, 127].
         h: (n,) weights >= 0.
         entries: 1..255.
+        zero: whether zero must be one of them.
     """
     edge, first, last = _edges(unit, h)
+    if zero:  # no path may pass it by
+        edge[:127, 128:] = first[128:] = last[:127] = np.inf
     cost, back = first, []
     for _ in range(entries - 1):
         step = cost[:, None] + edge

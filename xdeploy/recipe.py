@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -10,7 +11,19 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from xdeploy.errors import UsageError, choose_from
-from xdeploy.formats import FORMATS
+from xdeploy.planoptions import PlanOptions as PlanOptions
+from xdeploy.trainoptions import EcqOptions as EcqOptions
+from xdeploy.trainoptions import RecoverOptions as RecoverOptions
+
+COMPOSITES = (
+    "epsilon", "epsilon-plus", "epsilon-plus-flat", "epsilon-plus-bounded", "epsilon-plus-wsquare", "alpha2-beta1",
+    "alpha2-beta1-flat", "gamma", "gamma-flat", "gamma-bounded",
+)  # fmt: skip
+# a rule of LRP in a composite's groups
+RULE = r"epsilon|z\+|flat|wsquare|bounded|gamma(?P<gamma>\d+(\.\d+)?)?|alpha(?P<alpha>\d{1,2})beta(?P<beta>\d{1,2})"
+
+# C11 7.31: <stdatomic.h>, <threads.h>, <signal.h>, <locale.h>, <fenv.h> and <time.h> may take more names of these stems
+_RESERVED_PREFIXES = frozenset({"atomic", "memory", "cnd", "mtx", "thrd", "tss", "sig", "lc", "fe", "time"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +42,15 @@ class RelevanceOptions:
     """[relevance] Which method scores the network."""
 
     method: str = "lrp"  # a name in the registry of relevance methods
-    composite: str = "epsilon"  # of lrp: epsilon | epsilon-plus-flat
+    # of lrp: one of COMPOSITES, or "groups:" and the rules of the first quarter of the hidden layers, the middle ones,
+    # the last quarter, and the fully connected layers, for example "groups:epsilon,z+,alpha2beta1,epsilon"
+    composite: str = "epsilon"
+    epsilon: float = 0.1  # of lrp's epsilon rule and of its weight scores
+    stabiliser: str = "relative"  # epsilon is times the root mean square of each sample's z | absolute: as it is
     samples: int = 256  # training samples scored
-    target: str = "label"  # class whose logit is explained: label | predicted
-
-
-@dataclass(frozen=True, slots=True)
-class PlanOptions:
-    """[plan] What the plan may choose from and what it must respect."""
-
-    formats: tuple[str, ...] = ("int8", "int4", "int2", "c4s8")
-    flash: int | None = None  # bytes of weights, scales, biases and codebooks
-    ram: int | None = None  # bytes of arena
-    max_drop: float = 1.0  # points of validation accuracy, one standard error included; without a flash budget
-    fixed: Mapping[str, str] = field(default_factory=dict)  # layer -> weight format
+    target: str = "label"  # logit explained: of the label | predicted | difference: label minus logsumexp of the others
+    aggregate: str = "magnitude"  # over samples, sum of: magnitude | signed | square | sensitivity, (r / w)^2
+    steps: int = 16  # of integrated-gradients and conductance: pieces of the path
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +59,10 @@ class CompressOptions:
 
     codebook_weighting: float = 0.5  # exponent of the sensitivity that weighs k-means; 0: unweighted
     activation_percentile: float = 99.99  # of the calibration values; 100: min/max
+    scale: str = "channel"  # what has a weight scale of its own: channel | tensor, the whole layer
+    # scales of 5 bits, biases in multiples of a power of two; None: where ecq or a density is used
+    compact: bool | None = None
     further: bool = False  # a file that is quantised already is taken as its float view and compressed once more
-
-
-@dataclass(frozen=True, slots=True)
-class RecoverOptions:
-    """[recover] Fine-tuning of the compressed model; 0 epochs: none."""
-
-    epochs: int = 0
-    lr: float = 0.001
-    schedule: str = "cosine"  # cosine | constant
-    batch: int = 128
-    momentum: float = 0.9
-    augment: bool = True  # random crop (pad 4) and flip for images of 16 pixels and more
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +88,7 @@ class PackageOptions:
 
     form: str = "tuned"  # tuned: kernels by LLVM for one core; portable: C99 only
     name: str = ""  # of the model in C; empty: derived from the model
+    prefix: str = "xd"  # of every symbol, macro and file of the package
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +114,13 @@ class Recipe:
     """All options of one run."""
 
     seed: int = 0
+    threads: int = 2  # that torch splits its sums over: float sums depend on it, so it is not the machine's choice
     data: DataOptions = DataOptions()
     relevance: RelevanceOptions = RelevanceOptions()
-    plan: PlanOptions = PlanOptions()
+    plan: PlanOptions = field(default_factory=PlanOptions)
     compress: CompressOptions = CompressOptions()
-    recover: RecoverOptions = RecoverOptions()
+    recover: RecoverOptions = field(default_factory=RecoverOptions)
+    ecq: EcqOptions = field(default_factory=EcqOptions)
     lower: LowerOptions = LowerOptions()
     tune: TuneOptions = TuneOptions()
     build: BuildOptions = BuildOptions()
@@ -218,25 +220,27 @@ def _cast_scalar(kind: Any, value: Any, key: str) -> Any:
 
 def _check(recipe: Recipe) -> None:
     """Ranges of values that types do not tell."""
-    for name in (*recipe.plan.formats, *recipe.plan.fixed.values()):
-        if name not in FORMATS:
-            raise choose_from("weight format in plan", name, FORMATS)
-    _one_of("relevance.composite", recipe.relevance.composite, ("epsilon", "epsilon-plus-flat"))
-    _one_of("relevance.target", recipe.relevance.target, ("label", "predicted"))
-    _one_of("recover.schedule", recipe.recover.schedule, ("cosine", "constant"))
+    check_composite(recipe.relevance.composite)
+    _one_of("relevance.stabiliser", recipe.relevance.stabiliser, ("relative", "absolute"))
+    _one_of("relevance.target", recipe.relevance.target, ("label", "predicted", "difference"))
+    _one_of("relevance.aggregate", recipe.relevance.aggregate, ("magnitude", "signed", "square", "sensitivity"))
+    _one_of("compress.scale", recipe.compress.scale, ("channel", "tensor"))
     stream = recipe.build.stream
     if isinstance(stream, str):
         _one_of("build.stream", stream, ("auto", "off", "min"))
     elif not 2 <= stream <= 4096:
         raise UsageError(f"recipe key 'build.stream' must be auto, off, min or 2..4096 bands, got {stream}")
     _one_of("package.form", recipe.package.form, ("tuned", "portable"))
+    _check_prefix(recipe.package.prefix)
     _one_of("tune.effort", recipe.tune.effort, ("off", "quick", "full"))
     _one_of("tune.objective", recipe.tune.objective, ("instructions", "cycles", "flash"))
     limits = {
+        "threads": (recipe.threads, 1, 256),
         "data.validation": (recipe.data.validation, 0.0, 0.9), "plan.max_drop": (recipe.plan.max_drop, 0.0, 100.0),
         "data.calibration": (recipe.data.calibration, 1, 10**9), "data.golden": (recipe.data.golden, 1, 1000),
-        "relevance.samples": (recipe.relevance.samples, 1, 10**9), "recover.epochs": (recipe.recover.epochs, 0, 10**6),
-        "recover.batch": (recipe.recover.batch, 1, 10**6), "bench.repeats": (recipe.bench.repeats, 1, 10**9),
+        "relevance.samples": (recipe.relevance.samples, 1, 10**9),
+        "relevance.epsilon": (recipe.relevance.epsilon, 0, 1000), "relevance.steps": (recipe.relevance.steps, 1, 4096),
+        "bench.repeats": (recipe.bench.repeats, 1, 10**9),
         "compress.activation_percentile": (recipe.compress.activation_percentile, 50.0, 100.0),
         "compress.codebook_weighting": (recipe.compress.codebook_weighting, 0.0, 4.0),
     }  # fmt: skip
@@ -248,3 +252,33 @@ def _check(recipe: Recipe) -> None:
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise choose_from(f"value of {key}", value, allowed)
+
+
+def check_composite(text: str) -> None:
+    """A name of COMPOSITES, or "groups:" and four rules."""
+    groups, found, names = text.partition("groups:")
+    if not found or groups:
+        return _one_of("relevance.composite", text, (*COMPOSITES, "groups:<four rules>"))
+    rules = [x.strip() for x in names.split(",")]
+    found_rules = [(x, re.fullmatch(RULE, x)) for x in rules]
+    wrong = [x for x, m in found_rules if m is None or (m["alpha"] and int(m["alpha"]) != int(m["beta"]) + 1)]
+    if len(rules) == 4 and not wrong:
+        return None
+    told = f"{wrong[0]!r} is no rule" if wrong else f"it names {len(rules)} rules"
+    raise UsageError(
+        f"recipe key 'relevance.composite' = {text!r}: {told}; 'groups:' takes four rules of epsilon, z+, gamma, "
+        "gamma<number>, alpha<m>beta<m - 1>, flat, wsquare, bounded",
+        hint="such as 'groups:epsilon,z+,alpha2beta1,epsilon': first quarter, middle, last quarter, fully connected",
+    )
+
+
+def _check_prefix(prefix: str) -> None:
+    """Names in C begin with it, so it has to make identifiers that neither C nor its library keeps for itself."""
+    if re.fullmatch(r"[a-z](?:_?[a-z0-9]){0,15}", prefix) is None:
+        raise UsageError(
+            f"recipe key 'package.prefix' must be lower-case letters, digits and single underscores, a letter first, "
+            f"at most 16 letters and digits, got {prefix!r}",
+            hint="names in C are made of it: acme gives acme_<model>_run and ACME_<MODEL>_ARENA_BYTES",
+        )
+    if prefix in _RESERVED_PREFIXES:
+        raise UsageError(f"recipe key 'package.prefix': names that begin with {prefix}_ belong to the C library")

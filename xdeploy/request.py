@@ -76,10 +76,10 @@ def stage_keys(request: Request, targets: Iterable[Target]) -> dict[str, str]:
     model = request.model if isinstance(request.model, str | None) else _module_digest(request.model)
     paths = [path_digest(p) for p in (request.weights, request.data, request.test_data, _model_file(request.model))]
     paths.append(_data_files(request))
-    keys = {"source": digest(model, paths, o.data, o.lower, o.seed, _code_digest())}
+    keys = {"source": digest(model, paths, o.data, o.lower, o.seed, o.threads, _code_digest())}
     keys["score"] = digest(keys["source"], o.relevance)
     keys["plan"] = digest(keys["score"], o.plan, o.compress, path_digest(request.plan))
-    keys["compress"] = digest(keys["plan"], o.recover)
+    keys["compress"] = digest(keys["plan"], o.recover, o.ecq)
     keys["export"] = digest(keys["compress"])
     keys["lower"] = digest(keys["export"])
     for target in targets:

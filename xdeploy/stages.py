@@ -23,7 +23,7 @@ from xdeploy.handover import (
     RelevanceMap,
     quantity,
 )
-from xdeploy.recipe import RecoverOptions, TuneOptions
+from xdeploy.recipe import TuneOptions
 from xdeploy.request import Progress, Request, is_kept, stage_keys
 from xdeploy.store import Store
 from xdeploy.target import Target, host_target
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 STAGES = ("source", "score", "plan", "compress", "export", "lower", "build", "report")
 HOST = ".host"  # the host library that measures accuracy, built when no host target is asked for
+CHECKPOINT = "recover.safetensors"  # state of a fine-tuning that is not finished
 SEARCH_SAMPLES = 2000  # validation samples used while searching a plan
 
 
@@ -106,7 +107,7 @@ class Stages:
             ("source", ["source.json", "source.safetensors"], self._source),
             ("score", ["relevance.npz"], self._score),
             ("plan", ["plan.json"], self._plan),
-            ("compress", ["compressed.safetensors", "compressed.json"], self._compress),
+            ("compress", ["compressed.safetensors", "compressed.json", "model.xdc"], self._compress),
             ("export", ["model.onnx", "export.json"], self._export),
             ("lower", ["graph.txt", "graph.npz", "golden.npz"], self._lower),
         )
@@ -162,6 +163,7 @@ class Stages:
             return
         from xdeploy.compress.apply import Memory
         from xdeploy.compress.fakequant import FakeQuantModule
+        from xdeploy.compressing import rescorer
         from xdeploy.model.torchmodule import NetworkModule
         from xdeploy.plan.allocate import allocate
 
@@ -171,37 +173,34 @@ class Stages:
 
         def evaluate(plan: CompressionPlan) -> float:
             """Accuracy in percent, less one standard error of its (paired) difference from the float network's."""
-            module = FakeQuantModule(self._apply(plan, recover=False, memory=memory))
+            module = FakeQuantModule(self._apply(plan, memory))
             after = right(module, s.validation_batches(250, limit=SEARCH_SAMPLES))
             return 100.0 * float(after.mean() - (after != before).mean() ** 0.5 / len(after) ** 0.5)
 
         accuracy = 100.0 * float(before.mean())
-        weighting = o.compress.codebook_weighting
-        plan = allocate(s.network, self.relevance, o.plan, evaluate, accuracy, self.progress, weighting)
+        weighting, rescore = o.compress.codebook_weighting, rescorer(s, o)
+        plan = allocate(
+            s.network, self.relevance, o.plan, evaluate, accuracy, self.progress, weighting, rescore=rescore
+        )
         plan.save(self.folder / "plan.json")
 
-    def _apply(self, plan: CompressionPlan, recover: bool, memory: Memory | None = None) -> CompressedModel:
-        from xdeploy.compress.apply import compress
+    def _apply(self, plan: CompressionPlan, memory: Memory) -> CompressedModel:
+        from xdeploy.compressing import apply_plan
 
-        s, o = self.source, self.recipe
-        return compress(
-            s.network,
-            plan,
-            self.relevance,
-            s.io,
-            calibration=lambda: (x for x, _ in s.train_batches(64, limit=o.data.calibration)),
-            train=lambda epoch: s.train_batches(o.recover.batch, epoch=epoch, augment=o.recover.augment),
-            validation=lambda: s.validation_batches(250),
-            options=o.compress,
-            recover=o.recover if recover else RecoverOptions(),
-            seed=o.seed,
-            progress=self.progress,
-            measure_steps=recover,
-            memory=memory,
-        )
+        return apply_plan(self.source, self.recipe, self.relevance, plan, self.progress, memory, search=True)
 
     def _compress(self) -> None:
-        self._apply(CompressionPlan.load(self.folder / "plan.json"), recover=True).save(self.folder)
+        from xdeploy.coding.file import save
+        from xdeploy.compress.checkpoint import Checkpoint
+        from xdeploy.compressing import apply_plan
+
+        plan = CompressionPlan.load(self.folder / "plan.json")
+        checkpoint = Checkpoint(self.folder / CHECKPOINT, self.keys["compress"])
+        found = apply_plan(self.source, self.recipe, self.relevance, plan, self.progress, checkpoint=checkpoint)
+        found.save(self.folder)
+        self.progress("pack", 0, 1)
+        save(found, self.folder / "model.xdc", self.source.name)
+        checkpoint.remove()
 
     def _export(self) -> None:
         from xdeploy.export import compare, export
@@ -263,7 +262,7 @@ class Stages:
         golden = GoldenIo.load(self.folder / "golden.npz")
         graph = self._streamed(target)
         choice = tune(graph, target, self._tuning(target), options.form, self.progress)
-        program = bind(graph, target, options.name or self._model_name(), options.form, choice)
+        program = bind(graph, target, options.name or self._model_name(), options.form, choice, options.prefix)
         artifact = build(program, graph, golden, target, folder, options, self._provenance())
         measured = bench(
             artifact, golden, target, options=RunOptions(self.recipe.bench.repeats), progress=self.progress
@@ -292,6 +291,7 @@ class Stages:
     def _provenance(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.to_dict(),
+            "packages": ["numpy", "onnx", *([] if self.quantised else ["torch"])],
             "model": read_json(self.folder / "source.json", "xdeploy.source/1")["model"],
         }
 

@@ -21,6 +21,22 @@ _KEYS = {
     "memory": dict, "runner": dict, "cycles": dict, "energy": dict,
 }  # fmt: skip
 
+_COSTS = {"alu", "multiply", "mac", "multiply_long", "mac_long", "divide", "load", "load_pipelined", "load_double",
+          "store", "branch_taken", "branch_not_taken", "vector", "vector_overlap", "gather", "issue"}  # fmt: skip
+# tables of numbers with their source: required and further numbers, required texts, required lists
+_TABLES: dict[str, tuple[set[str], set[str], set[str], set[str]]] = {
+    "cycles": ({"alu", "load", "store", "branch_taken", "branch_not_taken"}, _COSTS, {"source"}, set()),
+    "cycles.flash": (
+        {"wait_states", "read", "line", "code_sets", "code_ways"}, {"data_sets", "data_ways", "prefetch"}, {"source"},
+        set(),
+    ),
+    "cycles.calibration": (
+        {"factor", "low", "high"}, {"residuals"}, {"board", "engine", "source"}, {"fitted", "checked"},
+    ),
+    "energy": (set(), set(), set(), {"boards"}),
+    "energy.boards": ({"clock_hz"}, {"pj_per_cycle", "low", "high"}, {"name", "source"}, set()),
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -29,8 +45,9 @@ class Target:
     kind: "host" (shared library for this machine), "linux" (static program), "firmware" (C package).
     features: ISA names of kernels that run there (`c99` and `tir` on all), e.g. `armv7em`, `mve`, `neon`.
     tvm: the TVM target dict. compiler: `triple` and `flags` for `zig cc`. memory: flash/ram in bytes, `align`.
-    runner: `emulator` = "unicorn" | "qemu" | "none" with its machine or cpu model. cycles, energy: tables, each with
-    `source`.
+    runner: `emulator` = "unicorn" | "qemu" | "none" with its machine or cpu model. cycles: cost per class of
+    instructions in cycles, with `flash` (wait states and caches) and `calibration` (the fitted factor and what it was
+    found to be off by); energy: `boards`, the first is the default; each of these tables with `source`.
     """
 
     name: str
@@ -109,4 +126,44 @@ def _parse(text: str, where: str) -> Target:
             raise UsageError(f"target {where}: {key!r} must be a {kind.__name__}, got {value[key]!r}")
     if value["kind"] not in ("host", "linux", "firmware"):
         raise UsageError(f"target {where}: kind must be host, linux or firmware, got {value['kind']!r}")
+    _check_tables(value, where)
     return Target(**{**value, "features": tuple(value["features"])})
+
+
+def _check_tables(value: Mapping[str, Any], where: str) -> None:
+    """The tables of costs: known keys only, all numbers positive, and none without its source."""
+    costs, energy = value.get("cycles", {}), value.get("energy", {})
+    if costs:
+        _check_table({k: v for k, v in costs.items() if k not in ("flash", "calibration")}, "cycles", where)
+    for name in ("flash", "calibration"):
+        if name in costs:
+            _check_table(costs[name], f"cycles.{name}", where)
+    if energy:
+        _check_table(energy, "energy", where)
+    for board in energy.get("boards", ()):
+        _check_table(board, "energy.boards", where)
+    enclosed = [(costs["calibration"], 1.0)] if "calibration" in costs else []
+    enclosed += [(board, board["pj_per_cycle"]) for board in energy.get("boards", ()) if "pj_per_cycle" in board]
+    for table, middle in enclosed:
+        low, high = table.get("low", middle), table.get("high", middle)
+        if not low <= middle <= high:
+            raise UsageError(f"target {where}: low and high must enclose {middle:g}, got {low:g} and {high:g}")
+
+
+def _check_table(table: Any, name: str, where: str) -> None:
+    required, further, texts, lists = _TABLES[name]
+    if not isinstance(table, dict):
+        raise UsageError(f"target {where}: {name} must be a table, got {table!r}")
+    missing = sorted((required | texts | lists) - set(table))
+    if missing:
+        raise UsageError(f"target {where}: table {name} has no {missing[0]!r}", hint="a number without source is none")
+    unknown = sorted(set(table) - required - further - texts - lists)
+    if unknown:
+        raise choose_from(
+            f"key in table {name} of target {where}", unknown[0], sorted(required | further | texts | lists)
+        )
+    for key, given in table.items():
+        wanted: type | tuple[type, ...] = str if key in texts else list if key in lists else (int, float)
+        wanted = dict if key == "residuals" else wanted
+        if not isinstance(given, wanted) or given == "" or (isinstance(given, int | float) and given < 0):
+            raise UsageError(f"target {where}: {key!r} of table {name} cannot be {given!r}")

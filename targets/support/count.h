@@ -2,9 +2,8 @@
  * begins where the executor reaches the entry of the next kernel; all up to the executor's next block is its own. */
 #include <stdint.h>
 
-struct xd_block {
-    uint64_t address, runs, taken; /* taken: how often another block than the following one came next */
-    uint32_t size, instructions;
+struct xd_tally {
+    uint64_t runs, taken; /* taken: how often another block than the following one came next */
 };
 
 struct xd_counter {
@@ -13,14 +12,13 @@ struct xd_counter {
     uint32_t layers, next, where, active;
     const uint64_t *entries; /* of the kernel of each call */
     uint64_t *counts;        /* per call, and at [layers] the executor's own */
-    struct xd_block *last;
+    struct xd_tally *last;
     uint64_t last_end;
 };
 
-/* Enter a block; returns 1 when it begins a run. */
-static inline int xd_enter(struct xd_counter *c, struct xd_block *block)
+/* Find the call that a block belongs to, `where`, as long as the counter is active; returns 1 when it begins a run. */
+static inline int xd_locate(struct xd_counter *c, uint64_t at)
 {
-    const uint64_t at = block->address;
     int begins = 0;
 
     if (at >= c->harness && at < c->harness_end) {
@@ -46,12 +44,17 @@ static inline int xd_enter(struct xd_counter *c, struct xd_block *block)
     } else if (c->where == c->layers && c->next < c->layers && at == c->entries[c->next]) {
         c->where = c->next++;
     }
-    c->counts[c->where] += block->instructions;
-    block->runs++;
+    return begins;
+}
+
+/* Count a block of the call that was found; the tally is the block's own in this call. */
+static inline void xd_count(struct xd_counter *c, uint64_t at, uint32_t size, uint32_t instructions, struct xd_tally *tally)
+{
+    c->counts[c->where] += instructions;
+    tally->runs++;
     if (c->last != 0 && c->last_end != at) {
         c->last->taken++;
     }
-    c->last = block;
-    c->last_end = at + block->size;
-    return begins;
+    c->last = tally;
+    c->last_end = at + size;
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from xdeploy.bench.model import instruction_mix, modelled
+from xdeploy.bench.model import UNKNOWN, instruction_mix, modelled
 from xdeploy.bench.runner import Block
 from xdeploy.bench.thumb import Instruction, decode
 from xdeploy.builder.elf import Elf, Segment
@@ -55,6 +55,12 @@ vldrb.8 q0, [r0], #16        | vector_memory
 vmladava.s8 r0, q0, q1       | vector
 vadd.i32 q0, q0, q1          | vector
 vstrb.32 q0, [r0]            | vector_memory
+vldrb.u8 q0, [r0, q1]        | vector_gather
+vldrw.u32 q0, [r0, q1, uxtw #2] | vector_gather
+vldrw.u32 q0, [q1, #4]       | vector_gather
+vstrb.8 q0, [r0, q1]         | vector_gather
+vldrh.s32 q0, [r0, #4]       | vector_memory
+vldmia r0, {s0, s1}          | vector_memory
 dls lr, lr                   | alu
 """
 TABLE = {"alu": 1, "multiply": 1, "mac": 2, "load": 2, "load_pipelined": 1, "load_double": 3, "store": 1,
@@ -90,13 +96,16 @@ def test_cycles_by_hand(tmp_path: Path) -> None:
     lines = ["0:", "ldr r0, [r1]", "ldr r2, [r1, #4]", "mla r3, r0, r2, r3", "str r3, [r1]", "bne 0b"]
     code = assemble(lines, "cortex_m4", tmp_path)
     loop = (Block(0x1000, len(code), 10, 9),)
-    energy = {"pj_per_cycle": 100, "low": 50, "high": 200, "clock_hz": 1_000_000}
+    board = {"name": "b", "pj_per_cycle": 100, "low": 50, "high": 200, "clock_hz": 1_000_000, "source": "by hand"}
+    energy = {"boards": [board, {**board, "name": "other", "pj_per_cycle": 10}]}
     result = modelled(loop, image(code), 1, TABLE, energy)
     assert result["cycles"]["value"] == 10 * (2 + 1 + 2 + 1 + 1) + 9 * 2
-    assert result["cycles"]["low"] == 10 * (1 + 1 + 2 + 1 + 1) + 9 * 1
-    assert result["cycles"]["high"] == 10 * (2 + 2 + 2 + 2 + 1) + 9 * 3
+    assert result["cycles"]["low"] == round(UNKNOWN[0] * (10 * (1 + 1 + 2 + 1 + 1) + 9 * 1))
+    assert result["cycles"]["high"] == round(UNKNOWN[1] * (10 * (2 + 2 + 2 + 2 + 1) + 9 * 3))
     assert result["latency"]["value"] == pytest.approx(88e-6)
     assert result["energy"]["value"] == pytest.approx(88 * 100e-12)
+    assert result["boards"]["other"]["value"] == pytest.approx(88 * 10e-12)
+    assert "uncalibrated" in result["cycles"]["note"]
     assert result["cycles"]["how"] == result["energy"]["how"] == "modelled"
     mix = instruction_mix(loop, image(code), 2)
     assert mix == {"branch": 5.0, "load": 10.0, "mac": 5.0, "store": 5.0}

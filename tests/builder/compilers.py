@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from tests.kernels import harness
 from xdeploy.target import load_target
 
 CORES = ("cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
@@ -50,6 +52,17 @@ def compile_c(words: Sequence[str], folder: Path, out: Path) -> list[Path]:
         assert not done.stderr, done.stderr[-3000:]
         objects.append(target)
     return objects
+
+
+def listed(batch: harness.Batch) -> str:
+    """All functions of plain C of a batch as one file, each with its prototype before it."""
+    texts = ["#include <stdint.h>\n"]
+    for symbol, code in batch.functions.items():
+        text = code.text.removeprefix("#include <stdint.h>\n")
+        found = re.search(r"static (void \{symbol\}\([^)]*\))", text)
+        assert found, symbol
+        texts.append((f"{found[1]};\n" + text.replace(found[0], found[1], 1)).replace("{symbol}", symbol))
+    return "\n".join(texts)
 
 
 def symbols(objects: Sequence[Path]) -> tuple[set[str], set[str], dict[str, int]]:

@@ -78,6 +78,11 @@ def test_stack_of_aarch64_code() -> None:
     assert stack_bound([text], "f") == 32 + 4096 + 16
 
 
+def test_stack_of_arm_code_with_a_frame_pointer() -> None:
+    body = "\tpush\t{r4, r11, lr}\n\tadd\tr11, sp, #4\n\tsub\tsp, sp, #44\n\tsub\tsp, r11, #4\n\tpop\t{r4, r11, pc}\n"
+    assert stack_bound([f"\t.type\tf,%function\nf:\n{body}"], "f") == 12 + 44
+
+
 def test_stack_that_cannot_be_told() -> None:
     loop = "\t.type\tf,%function\nf:\n\tpush\t{r4, lr}\n\tbl\tf\n"
     dynamic = "\t.type\tf,%function\nf:\n\tsub.w\tsp, sp, r3\n"

@@ -16,6 +16,7 @@ from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
 
 from tests.kernels.cases import Case
+from xdeploy.builder.link import bare_triple
 from xdeploy.builder.tir import compile_tir
 from xdeploy.builder.zig import cc
 from xdeploy.kernel import KERNELS, Code, Kernel
@@ -156,7 +157,7 @@ def link(batch: Batch, folder: Path, extra: Sequence[str] = ()) -> Path:
     """Link all functions into a static ELF for an emulator."""
     compile_tir(batch.functions, batch.target).object(folder / "k.o")
     compiler = batch.target.compiler
-    triple = str(compiler["triple"]).replace("linux-musl", "freestanding-none")
+    triple = bare_triple(str(compiler["triple"]))
     keep = [f"-Wl,-u,{s}" for s in batch.functions]
     entry = "reset" if extra else next(iter(batch.functions))
     system = ["-ffreestanding"]
@@ -184,7 +185,8 @@ class Unicorn:
         import unicorn.arm64_const as a64
         import unicorn.arm_const as arm
 
-        self.wide = target.kind == "linux"
+        triple = str(target.compiler["triple"])
+        self.wide, self.thumb = triple.startswith("aarch64"), triple.startswith("thumb")
         self.elf, self.image, self.symbols = elf, image, symbols(elf)
         if self.wide:
             self.cpu = uc.Uc(uc.UC_ARCH_ARM64, uc.UC_MODE_ARM)
@@ -193,11 +195,15 @@ class Unicorn:
             self.registers = [getattr(a64, f"UC_ARM64_REG_X{i}") for i in range(8)]
             self.sp, self.link = a64.UC_ARM64_REG_SP, a64.UC_ARM64_REG_X30
         else:
-            self.cpu = uc.Uc(uc.UC_ARCH_ARM, uc.UC_MODE_THUMB | uc.UC_MODE_MCLASS)
+            mode = uc.UC_MODE_THUMB | uc.UC_MODE_MCLASS if self.thumb else uc.UC_MODE_ARM
+            self.cpu = uc.Uc(uc.UC_ARCH_ARM, mode)
             model = str(target.runner["model"]).replace("-", "_").upper()
             self.cpu.ctl_set_cpu_model(getattr(arm, f"UC_CPU_ARM_{model}"))
             self.registers = [getattr(arm, f"UC_ARM_REG_R{i}") for i in range(4)]
             self.sp, self.link = arm.UC_ARM_REG_SP, arm.UC_ARM_REG_LR
+            if not self.thumb:  # VFP and NEON on
+                self.cpu.reg_write(arm.UC_ARM_REG_C1_C0_2, 0xF << 20)
+                self.cpu.reg_write(arm.UC_ARM_REG_FPEXC, 1 << 30)
         self._map()
         self.counts: dict[tuple[int, int], int] = {}
         if count:
@@ -220,7 +226,7 @@ class Unicorn:
         self.counts[address, size] = self.counts.get((address, size), 0) + 1
 
     def _length(self, address: int, size: int) -> int:
-        if self.wide:
+        if not self.thumb:
             return size // 4
         data, at, n = bytes(self.cpu.mem_read(address, size)), 0, 0
         while at < size:
@@ -240,8 +246,8 @@ class Unicorn:
         for register, value in zip(self.registers, args, strict=False):
             self.cpu.reg_write(register, value & mask)
         self.cpu.reg_write(self.sp, top)
-        self.cpu.reg_write(self.link, RETURN | (not self.wide))
-        self.cpu.emu_start(self.symbols[symbol][0] | (not self.wide), RETURN)
+        self.cpu.reg_write(self.link, RETURN | self.thumb)
+        self.cpu.emu_start(self.symbols[symbol][0] | self.thumb, RETURN)
         return sum(self._length(*block) * n for block, n in self.counts.items())
 
     def read_back(self) -> None:

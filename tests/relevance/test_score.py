@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -28,12 +30,13 @@ def scored(network, method="lrp", size=16, **more) -> RelevanceMap:
 
 
 def test_methods_are_found():
-    assert {"lrp", "deeplift", "magnitude", "random", "gradient", "taylor", "fisher"} <= set(METHODS)
+    baselines = {"magnitude", "random", "lamp", "wanda", "taylor", "fisher", "hessian-trace"}
+    assert {"lrp", "deeplift", "gradient", "integrated-gradients", "conductance"} | baselines == set(METHODS)
     with pytest.raises(UsageError, match="lrp"):
         scored(plain(), "lpr")
 
 
-@pytest.mark.parametrize("method", sorted({"lrp", "deeplift", "magnitude", "random", "gradient", "taylor", "fisher"}))
+@pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("make", [plain, residual])
 def test_shapes_values_and_saving(method, make, tmp_path):
     network = make()
@@ -54,12 +57,34 @@ def test_shapes_values_and_saving(method, make, tmp_path):
     assert RelevanceMap.load(tmp_path / "relevance.npz").parameters == r.parameters
 
 
-@pytest.mark.parametrize("method", ["lrp", "gradient", "fisher", "taylor"])
+@pytest.mark.parametrize("method", ["lrp", "gradient", "fisher", "taylor", "wanda", "integrated-gradients"])
 def test_batching_changes_nothing(method):
     a, b = scored(residual(), method, size=40), scored(residual(), method, size=7)
     for name, values in a.weight.items():
         np.testing.assert_allclose(values, b.weight[name], rtol=2e-3, atol=1e-6)
         np.testing.assert_allclose(a.channel[name], b.channel[name], rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_no_batch_outlives_its_turn(method):
+    """Memory does not grow with the samples: when the fifth batch is asked for, at most the fourth is still there."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 5
+
+    def stream():
+        nonlocal most
+        for k in range(5):
+            if k == 4:
+                gc.collect()
+                most = sum(r() is not None for r in alive)
+            x, y = X[8 * k : 8 * k + 8].clone(), Y[8 * k : 8 * k + 8]
+            alive.append(weakref.ref(x))
+            yield x, y
+            del x, y
+
+    assert score(plain(), stream(), RelevanceOptions(method=method, samples=40, steps=4), "d").samples == 40
+    assert len(alive) == 5
+    assert most <= 1
 
 
 def test_samples_are_limited_and_progress_told():

@@ -16,8 +16,9 @@ from xdeploy.model.network import FUNCTIONS, Layer, Network
 from xdeploy.model.torchmodule import Function, Mul, NetworkModule
 from xdeploy.recipe import RelevanceOptions
 from xdeploy.relevance import METHODS, score
+from xdeploy.relevance.composites import composite, gate_layers, signal_operand
 from xdeploy.relevance.deeplift import Product, Rescaled, TwoReluClip, contributions, explainable_module
-from xdeploy.relevance.lrp import composite, gate_layers, propagate, signal_operand
+from xdeploy.relevance.lrp import propagate
 from xdeploy.relevance.method import gradient_pass
 from xdeploy.relevance.rules import RULES, signal_rule, spread_rule
 
@@ -119,7 +120,7 @@ def test_layers_that_feed_gates_are_scored_by_gradient():
     assert not np.allclose(lrp.weight["mid"], gradient.weight["mid"])
 
 
-@pytest.mark.parametrize("method", sorted({"lrp", "deeplift", "magnitude", "random", "gradient", "taylor", "fisher"}))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_scores_every_layer(method):
     assert method in METHODS
     network = modern()

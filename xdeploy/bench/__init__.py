@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy import __version__
+from xdeploy.bench.classes import grouped
+from xdeploy.bench.disasm import decoder
 from xdeploy.bench.host import HostRunner, cpu_name
-from xdeploy.bench.model import instruction_mix, modelled, significant
+from xdeploy.bench.model import Cycles, call_mixes, cycles, energy_per_cycle, instruction_mix, significant
+from xdeploy.bench.model import quantities as cycle_quantities
+from xdeploy.bench.proxy import LABEL, layer_energy
 from xdeploy.bench.runner import Image, Ran, RunOptions, Tell, silent
 from xdeploy.bench.via import runner_for
-from xdeploy.errors import DeviceError, ToolchainError
+from xdeploy.errors import DeviceError, ToolchainError, TransportError
 from xdeploy.formats import Int8
 from xdeploy.handover import Artifact, GoldenIo, LayerCount, Measurement, quantity
 from xdeploy.target import Target, load_target
@@ -71,6 +75,9 @@ def bench(
     Returns:
         The measurement; verdict "not run" with the reason where the runner is not there. A run that fails is
         "differs" with what failed.
+
+    Raises:
+        TransportError: a board could not be reached or was lost; nothing is known about the artifact.
     """
     options = options or RunOptions()
     runner = runner_for(artifact, target, via, options)
@@ -91,15 +98,26 @@ def bench(
         ran = runner.run(golden.input_codes, progress or silent)
     except ToolchainError as error:
         return result("not run", str(error))
+    except TransportError:
+        raise
     except DeviceError as error:
         return result("differs", str(error))
     environment |= ran.environment
-    quantities |= _counted(image, ran, target, len(golden.input_codes))
+    found = None
+    if ran.blocks and ran.elf is not None:
+        found = cycles(ran.blocks, ran.elf, len(golden.input_codes), target.cycles, ran.waits)
+    layers = _layers(image, ran, target, len(golden.input_codes), found)
+    quantities |= _counted(image, ran, len(golden.input_codes))
+    quantities |= cycle_quantities(found, target.cycles, target.energy) if found else {}
+    if layers:
+        proxies = (x.accelerator for x in layers if x.accelerator is not None)
+        quantities["accelerator"] = quantity(significant(sum(proxies)), "J", "modelled", note=LABEL)
     times = runner.latency(golden.input_codes, options.repeats) if isinstance(runner, HostRunner) else ran.times
     if times is not None:
         quantities["latency"] = _latency(times)
+    quantities |= ran.quantities
     difference = _difference(ran.outputs, golden.output_codes, image.floats)
-    return result("differs" if difference else "bit-exact", difference, layers=_layers(image, ran))
+    return result("differs" if difference else "bit-exact", difference, layers=layers)
 
 
 def _difference(outputs: Int8, expected: Int8, floats: Sequence[str]) -> str | None:
@@ -138,11 +156,11 @@ def _sizes(image: Image) -> dict[str, Any]:
     return values
 
 
-def _counted(image: Image, ran: Ran, target: Target, inputs: int) -> dict[str, Any]:
+def _counted(image: Image, ran: Ran, inputs: int) -> dict[str, Any]:
     """Quantities that a counting runner gives."""
     values: dict[str, Any] = {}
     if ran.stack is not None:
-        values["stack"] = quantity(ran.stack, "byte", "emulated", note="painted stack, below the caller's frame")
+        values["stack"] = quantity(ran.stack, "byte", "emulated", note="deepest use, below the caller's frame")
     if ran.instructions is None:
         return values
     counts = ran.instructions
@@ -150,11 +168,10 @@ def _counted(image: Image, ran: Ran, target: Target, inputs: int) -> dict[str, A
         int(counts[0]), "instruction", "emulated", low=int(counts.min()), high=int(counts.max()), n=len(counts),
         note="executed by xd_run for the first golden input; low and high over all",
     )  # fmt: skip
-    elf = image.product("board" if ran.runner == "qemu" else "bare")
-    if ran.blocks and elf.machine == "EM_ARM":
-        mix = instruction_mix(ran.blocks, elf, inputs)
+    if ran.blocks and ran.elf is not None:
+        mix = instruction_mix(ran.blocks, ran.elf, inputs, decoder(str(image.manifest["machine"])))
         values["mix"] = {k: quantity(round(v), "instruction", "emulated") for k, v in mix.items()}
-        values |= modelled(ran.blocks, elf, inputs, target.cycles, target.energy)
+        values["classes"] = {k: quantity(round(v), "instruction", "emulated") for k, v in grouped(mix).items()}
     return values
 
 
@@ -165,8 +182,26 @@ def _latency(times: NDArray[np.float64]) -> dict[str, Any]:
     return quantity(middle, "s", "measured", low=low, high=high, n=len(times), note=note)
 
 
-def _layers(image: Image, ran: Ran) -> tuple[LayerCount, ...]:
+def _layers(image: Image, ran: Ran, target: Target, inputs: int, found: Cycles | None) -> tuple[LayerCount, ...]:
+    """A row per kernel call and one for the executor; cycles and mix are the mean over all inputs."""
     if not ran.layers:
         return ()
-    rows = [LayerCount(n["name"], n["kernel"], c) for n, c in zip(image.nodes, ran.layers, strict=False)]
-    return (*rows, LayerCount(EXECUTOR, "-", ran.layers[-1]))
+    rows = [
+        LayerCount(n["name"], n["kernel"], count, accelerator=_proxy(n, image))
+        for n, count in zip(image.nodes, ran.layers, strict=False)
+    ]
+    rows.append(LayerCount(EXECUTOR, "-", ran.layers[-1]))
+    calls, joules = (found.calls if found else {}), energy_per_cycle(target.energy)
+    mixes = {}
+    if ran.elf is not None:
+        mixes = call_mixes(ran.blocks, ran.elf, inputs, decoder(str(image.manifest["machine"])))
+    for i, row in enumerate(rows):
+        taken = calls.get(i)
+        energy = None if taken is None or joules is None else significant(taken * joules)
+        mix = {k: round(v) for k, v in grouped(mixes[i]).items()} if i in mixes else {}
+        rows[i] = replace(row, cycles=None if taken is None else round(taken, 1), energy=energy, mix=mix)
+    return tuple(rows)
+
+
+def _proxy(node: Mapping[str, Any], image: Image) -> float:
+    return significant(layer_energy(node, image.arena, int(image.manifest["weight_bytes"])))

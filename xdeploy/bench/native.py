@@ -15,7 +15,7 @@ from xdeploy.builder.zig import cc
 @cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
     folder = tempfile.TemporaryDirectory(prefix="xdeploy-native-")
-    for name in ("count.h", "count_unicorn.c", "count_qemu.c"):
+    for name in ("count.h", "flash.h", "count_unicorn.c", "count_qemu.c"):
         text = files("xdeploy.targets.support").joinpath(name).read_text(encoding="utf-8")
         (Path(folder.name) / name).write_text(text, encoding="utf-8")
     return folder

@@ -28,21 +28,34 @@ def silent(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A straight piece of code: where, its bytes, how often it ran, and how often it ended in a jump."""
+    """A straight piece of code: where, its bytes, how often it ran, how often it ended in a jump, in which kernel call.
+
+    The call after the last one is the executor's own.
+    """
 
     address: int
     size: int
     runs: int
     taken: int
+    call: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Reads of the flash memory that no cache answered: for code after a jump, for code in sequence, for data."""
+
+    jumps: int
+    sequence: int
+    data: int
 
 
 def merge_blocks(blocks: Iterable[Block]) -> tuple[Block, ...]:
-    """One entry per address and size, counts added, sorted."""
-    sums: dict[tuple[int, int], tuple[int, int]] = {}
+    """One entry per address, size and call, counts added, sorted."""
+    sums: dict[tuple[int, int, int], tuple[int, int]] = {}
     for b in blocks:
-        runs, taken = sums.get((b.address, b.size), (0, 0))
-        sums[b.address, b.size] = (runs + b.runs, taken + b.taken)
-    return tuple(Block(*key, *sums[key]) for key in sorted(sums))
+        runs, taken = sums.get((b.address, b.size, b.call), (0, 0))
+        sums[b.address, b.size, b.call] = (runs + b.runs, taken + b.taken)
+    return tuple(Block(at, size, *sums[at, size, call], call) for at, size, call in sorted(sums))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +70,34 @@ class Tells:
         return {"can": list(self.can), "cannot": dict(self.cannot)}
 
 
+_NO_TIMES = "an emulator has no pipeline, caches or wait states"
+
+
+def emulator_tells(kind: str) -> Tells:
+    """What an emulator that counts can tell of a target of this kind (Target.kind)."""
+    can = ("outputs", "instructions", "instructions per layer", "mix", "stack")
+    if kind == "firmware":
+        return Tells(can, {"latency": f"{_NO_TIMES}: times are modelled from the instructions"})
+    superscalar = "several instructions begin in a cycle, behind caches: no table of costs by class holds"
+    return Tells(can, {"latency": _NO_TIMES, "cycles": superscalar, "energy": superscalar})
+
+
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """What every runner is told.
 
     repeats: timed repetitions where it can time. remote: whether code may be sent, unprotected, to machines that are
-    not this one. timeout: seconds that one call may take.
+    not this one. timeout: seconds that one call may take. wrapper: words before the program on a board, e.g. an
+    emulator there. core: the CPU of a board it is pinned to; None: its fastest. ssh: the ssh program and further
+    options for it; "": XDEPLOY_SSH of the environment, or `ssh`.
     """
 
     repeats: int = 20
     remote: bool = False
     timeout: float = 600.0
+    wrapper: str = ""
+    core: int | None = None
+    ssh: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +107,9 @@ class Ran:
     outputs: int8 (N, *output shape). instructions: int64 (N,) or None where the runner cannot count.
     layers: counts of the first input per kernel call, then the executor's own. blocks: over all inputs.
     stack: deepest use in bytes below the caller's frame. times: float64 (M,) measured nanoseconds per inference, or
-    None where the runner cannot time.
+    None where the runner cannot time. waits: reads of flash of the first input, as `layers`; empty where the target
+    has no flash model. elf: the image that `blocks` lie in.
+    quantities: further ones that the runner states itself.
     """
 
     runner: str
@@ -88,6 +120,9 @@ class Ran:
     stack: int | None = None
     times: NDArray[np.float64] | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
+    quantities: Mapping[str, Any] = field(default_factory=dict)
+    elf: Elf | None = None
+    waits: tuple[Waits, ...] = ()
 
 
 class Runner(Protocol):

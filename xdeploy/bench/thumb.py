@@ -12,7 +12,8 @@ from typing import Literal
 
 Kind = Literal[
     "alu", "multiply", "mac", "multiply_long", "mac_long", "divide", "load", "store", "load_double", "store_double",
-    "load_multiple", "store_multiple", "branch", "vector", "vector_memory",
+    "load_multiple", "store_multiple", "branch", "vector", "vector_memory", "vector_gather",
+    "other",
 ]  # fmt: skip
 
 
@@ -76,7 +77,9 @@ def _wide(h: int, low: int) -> Instruction:
         return _multiple(h, low)
     if h & 0xEC00 == 0xEC00:  # coprocessor space: floating point and Helium
         memory = h & 0xFE00 == 0xEC00 or h & 0xFE00 == 0xFC00
-        return Instruction("vector_memory" if memory else "vector")
+        gathers = h & 0xEFA0 == 0xEC80 and low & 0x0E00 == 0x0E00  # an address per element: base and vector of offsets
+        gathers |= h & 0xFF00 == 0xFD00 and low & 0x1E00 == 0x1E00  # or a vector of addresses
+        return Instruction("vector_gather" if gathers else "vector_memory" if memory else "vector")
     if h >> 11 == 0b11110:
         return _control(h, low) if low & 0x8000 else Instruction("alu")
     if h >> 9 == 0b1111100:

@@ -1,4 +1,4 @@
-"""Runs Arm code in this process (unicorn): Cortex-M0 to M33 and AArch64 without Helium and matrix extensions.
+"""Runs Arm code in this process (unicorn): Cortex-M0 to M33, Armv7-A and AArch64 without Helium and matrix extensions.
 
 xd_<m>_run is called directly. Input, output and arena each end at an unmapped page, so a write or read beyond them
 stops the run. A native block hook counts instructions; the stack is painted before and searched after.
@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from xdeploy.bench.flash import Flash
 from xdeploy.bench.native import native_library
-from xdeploy.bench.runner import Block, Image, Layers, Memory, Ran, Tell, Tells, merge_blocks, silent
+from xdeploy.bench.runner import Block, Image, Layers, Memory, Ran, Tell, Waits, emulator_tells, merge_blocks, silent
 from xdeploy.builder.elf import Elf
 from xdeploy.errors import DeviceError, UsageError
 from xdeploy.formats import Int8
@@ -30,12 +31,25 @@ _STOP, _STACK_AT, _BUFFERS_AT = 0x0FF00000, 0x30000000, 0x38000000
 _MODELS = {
     "cortex-m0": "CORTEX_M0", "cortex-m3": "CORTEX_M3", "cortex-m4": "CORTEX_M4", "cortex-m7": "CORTEX_M7",
     "cortex-m33": "CORTEX_M33", "cortex-a53": "A53", "cortex-a57": "A57", "cortex-a72": "A72", "max": "MAX",
+    "cortex-a7": "CORTEX_A7", "cortex-a15": "CORTEX_A15",
 }  # fmt: skip
 
 
 class _Block(ctypes.Structure):
-    _fields_ = [("address", ctypes.c_uint64), ("runs", ctypes.c_uint64), ("taken", ctypes.c_uint64),
-                ("size", ctypes.c_uint32), ("instructions", ctypes.c_uint32)]  # fmt: skip
+    _fields_ = [("address", ctypes.c_uint64), ("size", ctypes.c_uint32), ("instructions", ctypes.c_uint32),
+                ("call", ctypes.c_uint32), ("pad", ctypes.c_uint32), ("runs", ctypes.c_uint64),
+                ("taken", ctypes.c_uint64)]  # fmt: skip
+
+
+class _Flash(ctypes.Structure):
+    """struct xd_flash of flash.h."""
+
+    _fields_ = [
+        ("start", ctypes.c_uint64), ("end", ctypes.c_uint64), ("read", ctypes.c_uint32), ("line", ctypes.c_uint32),
+        ("code_sets", ctypes.c_uint32), ("data_sets", ctypes.c_uint32), ("code_ways", ctypes.c_uint32),
+        ("data_ways", ctypes.c_uint32), ("follows", ctypes.c_uint64), ("waits", ctypes.c_void_p),
+        ("lines", ctypes.c_uint64 * 4096),
+    ]  # fmt: skip
 
 
 class _Hook(ctypes.Structure):
@@ -47,21 +61,22 @@ class _Hook(ctypes.Structure):
         ("where", ctypes.c_uint32), ("active", ctypes.c_uint32), ("entries", ctypes.c_void_p),
         ("counts", ctypes.c_void_p), ("last", ctypes.c_void_p), ("last_end", ctypes.c_uint64),
         ("code", ctypes.c_char_p), ("code_at", ctypes.c_uint64), ("code_size", ctypes.c_uint64),
-        ("thumb", ctypes.c_uint32), ("lost", ctypes.c_uint32), ("blocks", _Block * 65536),
+        ("thumb", ctypes.c_uint32), ("lost", ctypes.c_uint32), ("waits", ctypes.c_uint32), ("pad", ctypes.c_uint32),
+        ("flash", _Flash), ("blocks", _Block * 65536),
     ]  # fmt: skip
 
 
 class UnicornRunner:
-    """Runner "unicorn" of an artifact for Arm; `model` is the target's runner.model."""
+    """Runner "unicorn" of an artifact for Arm; `model` is the target's runner.model.
+
+    With `flash`, the reads of flash for the first input are counted too.
+    """
 
     name = "unicorn"
-    tells = Tells(
-        ("outputs", "instructions", "instructions per layer", "mix", "stack"),
-        {"latency": "an emulator has no pipeline, caches or wait states: times are modelled from the instructions"},
-    )
 
-    def __init__(self, artifact: Artifact, model: str) -> None:
-        self.image, self.model = Image(artifact), model
+    def __init__(self, artifact: Artifact, model: str, flash: Flash | None = None) -> None:
+        self.image, self.model, self.flash = Image(artifact), model, flash
+        self.tells = emulator_tells(str(self.image.manifest["kind"]))
 
     def available(self) -> str | None:
         """Whether unicorn is there and has this CPU."""
@@ -83,9 +98,10 @@ class UnicornRunner:
         done = itertools.count(1)
 
         def work(rows: range) -> tuple[tuple[int, ...], _Machine]:
-            machine = _Machine(self.image, elf, self.model)
+            machine = _Machine(self.image, elf, self.model, self.flash if rows.start == 0 else None)
             first: tuple[int, ...] = ()
             for i in rows:
+                machine.wait(i == 0)
                 outputs[i] = np.frombuffer(machine.infer(inputs[i].tobytes()), np.int8)
                 counts = machine.counts()
                 totals[i], first = sum(counts), first or counts
@@ -100,7 +116,8 @@ class UnicornRunner:
         environment = {"emulator": f"unicorn {machines[0].version}", "cpu": self.model}
         blocks = merge_blocks(b for m in machines for b in m.blocks())
         stack = max(m.stack() for m in machines)
-        return Ran(self.name, self.image.shaped(outputs), totals, parts[0][0], blocks, stack, environment=environment)
+        return Ran(self.name, self.image.shaped(outputs), totals, parts[0][0], blocks, stack, environment=environment,
+                   elf=elf, waits=machines[0].waits())  # fmt: skip
 
     def run_layers(self, codes: Int8) -> Layers:
         """Codes (N, bytes) of every tensor that a kernel writes, taken when the executor goes on after its call.
@@ -121,13 +138,14 @@ class UnicornRunner:
 class _Machine:
     """One emulated CPU with the image loaded."""
 
-    def __init__(self, image: Image, elf: Elf, model: str) -> None:
+    def __init__(self, image: Image, elf: Elf, model: str, flash: Flash | None = None) -> None:
         import unicorn
         from unicorn import arm64_const, arm_const
 
-        self.uc, self.image, self.elf = unicorn, image, elf
+        self.uc, self.image, self.elf, self.flash = unicorn, image, elf, flash
         self.version = unicorn.__version__
         self.wide = elf.machine == "EM_AARCH64"
+        self.thumb = str(image.manifest["machine"]).startswith("thumb")
         if not self.wide and elf.machine != "EM_ARM":
             raise UsageError(f"unicorn runs Arm code; this artifact is for {elf.machine}")
         if self.wide:
@@ -137,10 +155,14 @@ class _Machine:
             self.reg = {n: getattr(arm64_const, prefix + n) for n in names}
             self.cpu.reg_write(arm64_const.UC_ARM64_REG_CPACR_EL1, 3 << 20)
         else:
-            self.cpu = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB | unicorn.UC_MODE_MCLASS)
+            mode = unicorn.UC_MODE_THUMB | unicorn.UC_MODE_MCLASS if self.thumb else unicorn.UC_MODE_ARM
+            self.cpu = unicorn.Uc(unicorn.UC_ARCH_ARM, mode)
             self.cpu.ctl_set_cpu_model(getattr(arm_const, f"UC_CPU_ARM_{_MODELS[model]}"))
             self.reg = {n.replace("R", "X"): getattr(arm_const, f"UC_ARM_REG_{n}") for n in ("R0", "R1", "R2")}
             self.reg |= {n: getattr(arm_const, f"UC_ARM_REG_{n}") for n in ("SP", "LR", "PC")}
+            if not self.thumb:  # VFP and NEON on, as under an operating system
+                self.cpu.reg_write(arm_const.UC_ARM_REG_C1_C0_2, 0xF << 20)
+                self.cpu.reg_write(arm_const.UC_ARM_REG_FPEXC, 1 << 30)
         self._load()
         self._hook()
 
@@ -176,21 +198,44 @@ class _Machine:
         hook.counts = ctypes.addressof(self._counts)
         code = next(s for s in self.elf.segments if s.address <= hook.run < s.address + s.size)
         hook.code, hook.code_at, hook.code_size = code.data, code.address, len(code.data)
-        hook.thumb = int(not self.wide)
-        self._library = library
-        self._add_hook(ctypes.cast(library.xd_on_block, ctypes.c_void_p))
+        hook.thumb = int(self.thumb)
+        self._library, self._loads = library, ctypes.c_size_t()
+        self._waits = (ctypes.c_uint64 * (3 * len(self._counts)))()
+        hook.flash.waits = ctypes.addressof(self._waits)
+        if self.flash is not None:
+            f, numbers = hook.flash, self.flash.numbers(self.elf)
+            f.start, f.end, f.read, f.line, f.code_sets, f.code_ways, f.data_sets, f.data_ways = numbers
+        self._add_hook(self.uc.UC_HOOK_BLOCK, library.xd_on_block)
 
-    def _add_hook(self, function: ctypes.c_void_p) -> None:
+    def wait(self, on: bool) -> None:
+        """Whether the reads of flash are counted from now on, as far as there is a flash model; that is slower."""
+        on = on and self.flash is not None
+        if on and not self._state.waits:
+            start, end = self._state.flash.start, self._state.flash.end - 1
+            self._loads = self._add_hook(self.uc.UC_HOOK_MEM_READ, self._library.xd_on_load, start, end)
+        elif self._state.waits and not on:
+            from unicorn.unicorn_py3 import unicorn as binding
+
+            binding.uclib.uc_hook_del(self.cpu._uch, self._loads)
+        self._state.waits = int(on)
+
+    def waits(self) -> tuple[Waits, ...]:
+        """Reads of flash that were counted, per kernel call, then the executor's own; empty without a flash model."""
+        numbers = [int(n) for n in self._waits]
+        return tuple(Waits(*numbers[i : i + 3]) for i in range(0, len(numbers), 3)) if self.flash else ()
+
+    def _add_hook(self, kind: int, function: Any, start: int = 1, end: int = 0) -> ctypes.c_size_t:
         """uc_hook_add with a native function: unicorn's Python binding offers Python functions only."""
         from unicorn.unicorn_py3 import unicorn as binding
 
         handle = ctypes.c_size_t()
         status = binding.uclib.uc_hook_add(
-            self.cpu._uch, ctypes.byref(handle), self.uc.UC_HOOK_BLOCK, function,
-            ctypes.cast(ctypes.addressof(self._state), ctypes.c_void_p), ctypes.c_uint64(1), ctypes.c_uint64(0),
+            self.cpu._uch, ctypes.byref(handle), kind, ctypes.cast(function, ctypes.c_void_p),
+            ctypes.cast(ctypes.addressof(self._state), ctypes.c_void_p), ctypes.c_uint64(start), ctypes.c_uint64(end),
         )  # fmt: skip
         if status:
-            raise DeviceError(f"unicorn refuses the block hook: status {status}")
+            raise DeviceError(f"unicorn refuses a hook: status {status}")
+        return handle
 
     def infer(self, codes: bytes) -> bytes:
         """One call of xd_<m>_run."""
@@ -198,7 +243,7 @@ class _Machine:
         for name, value in zip(("X0", "X1", "X2"), self.at, strict=True):
             self.cpu.reg_write(self.reg[name], value)
         self.cpu.reg_write(self.reg["SP"], _STACK_AT + STACK)
-        thumb = 0 if self.wide else 1
+        thumb = int(self.thumb)
         self.cpu.reg_write(self.reg["LR"], _STOP | thumb)
         try:
             self.cpu.emu_start(self._state.run | thumb, _STOP, timeout=TIME_LIMIT)
@@ -247,7 +292,7 @@ class _Machine:
 
     def blocks(self) -> tuple[Block, ...]:
         """All blocks that ran."""
-        return tuple(Block(b.address, b.size, b.runs, b.taken) for b in self._state.blocks if b.runs)
+        return tuple(Block(b.address, b.size, b.runs, b.taken, b.call) for b in self._state.blocks if b.runs)
 
     def stack(self) -> int:
         """Deepest stack use in bytes so far."""

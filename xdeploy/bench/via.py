@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from xdeploy.bench.flash import Flash
 from xdeploy.bench.host import HostRunner
 from xdeploy.bench.qemu import QemuRunner
+from xdeploy.bench.qemuuser import QemuUserRunner
+from xdeploy.bench.rpc import RpcRunner
 from xdeploy.bench.runner import Runner, RunOptions
+from xdeploy.bench.serial import SerialRunner
+from xdeploy.bench.ssh import SshRunner
 from xdeploy.bench.unicorn import UnicornRunner
 from xdeploy.errors import UsageError, choose_from
 from xdeploy.handover import Artifact
@@ -61,8 +66,16 @@ def runner_for(artifact: Artifact, target: Target, via: str | None, options: Run
         if via is None:
             raise UsageError(f"{target.name} has no runner", hint="run the artifact on the device itself")
         raise choose_from("runner", name, FORMS)
+    if scheme == "rpc":
+        return RpcRunner(artifact, target, parse_address(name), options)
+    if scheme == "ssh":
+        return SshRunner(artifact, parse_address(name), options)
     if name == "host":
         return HostRunner(artifact)
+    if scheme == "serial":
+        return SerialRunner(artifact, name, options)
+    if name == "qemu" and target.kind != "firmware":
+        return QemuUserRunner(artifact, target, options.timeout)
     if name == "qemu":
-        return QemuRunner(artifact, str(target.runner.get("machine", "")))
-    return UnicornRunner(artifact, str(target.runner.get("model", "")))
+        return QemuRunner(artifact, str(target.runner.get("machine", "")), Flash.of(target.cycles))
+    return UnicornRunner(artifact, str(target.runner.get("model", "")), Flash.of(target.cycles))

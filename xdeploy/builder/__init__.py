@@ -11,6 +11,8 @@ from typing import Any
 
 from xdeploy import __version__
 from xdeploy.builder.elf import Elf, read_elf
+from xdeploy.builder.executor import prefixed_assembly
+from xdeploy.builder.harness import link_serial
 from xdeploy.builder.link import (
     BOARDS,
     compile_weights,
@@ -21,7 +23,9 @@ from xdeploy.builder.link import (
     link_program,
 )
 from xdeploy.builder.package import Package
-from xdeploy.builder.zig import tool_versions
+from xdeploy.builder.sbom import NAME as SBOM
+from xdeploy.builder.sbom import bill, build_time
+from xdeploy.builder.zig import clang_version, tool_versions
 from xdeploy.errors import GateError
 from xdeploy.files import sha256, write_json
 from xdeploy.handover import Artifact, GoldenIo
@@ -55,10 +59,13 @@ def build(
         provenance: "recipe" and "model" (name, sha256, ...), kept in the manifest.
 
     Raises:
-        ToolchainError: the compiler is missing or fails. GateError: code and weights exceed the flash.
+        ToolchainError: the compiler is missing or fails. GateError: code and weights exceed the flash. UsageError:
+        SOURCE_DATE_EPOCH is no time.
     """
     assert program.target == target.name, "bound for another target"
     assert program.form == options.form, "bound in another form"
+    assert program.prefix == options.prefix, "bound with another prefix"
+    build_time()  # a bad one is told before the compilers meet it
     with _beside(folder) as part, tempfile.TemporaryDirectory(prefix="xdeploy-") as scratch:
         package = Package(program, graph, golden, target, provenance, _assembly(program, target))
         package.write(part, None)
@@ -70,7 +77,9 @@ def build(
         products = _products(package, part, weights)
         program.save(part / "program.json")
         golden.save(part / "golden.npz")
-        write_json(part / "manifest.json", _manifest(package, bare, stack, products, part))
+        tools = _tools(package)
+        write_json(part / SBOM, bill(package, _hashes(part), tools))
+        write_json(part / "manifest.json", {**_manifest(package, bare, stack, products, tools), "files": _hashes(part)})
     return Artifact.load(folder)
 
 
@@ -80,7 +89,22 @@ def _assembly(program: Program, target: Target) -> str:
         return ""
     from xdeploy.builder.tir import compile_tir
 
-    return compile_tir(functions, target).assembly()
+    return prefixed_assembly(program, compile_tir(functions, target).assembly())
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below the folder, by relative path."""
+    return {f.relative_to(folder).as_posix(): sha256(f) for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def _tools(package: Package) -> dict[str, str]:
+    """Versions of all that had a part in the artifact."""
+    tools = {"xdeploy": __version__, **tool_versions(), "clang": clang_version()}
+    if package.assembly:
+        from xdeploy.builder.tir import llvm_version
+
+        tools["llvm"] = llvm_version()
+    return tools | tool_versions(package.provenance.get("packages", ()))
 
 
 def _products(package: Package, folder: Path, weights: Path) -> dict[str, str]:
@@ -93,6 +117,7 @@ def _products(package: Package, folder: Path, weights: Path) -> dict[str, str]:
         made["program"] = link_program(package, folder, weights)
     elif board in BOARDS:
         made["board"] = link_board(package, folder, weights, str(board))
+        made["serial"] = link_serial(package, folder, weights, str(board))
     return {role: str(path.relative_to(folder)) for role, path in made.items()}
 
 
@@ -107,10 +132,10 @@ def _check_flash(program: Program, bare: Elf) -> None:
 
 
 def _manifest(
-    package: Package, bare: Elf, stack: int | None, products: Mapping[str, str], folder: Path
+    package: Package, bare: Elf, stack: int | None, products: Mapping[str, str], tools: Mapping[str, str]
 ) -> dict[str, Any]:
     p, target = package.program, package.target
-    hashes = {str(f.relative_to(folder)): sha256(f) for f in sorted(folder.rglob("*")) if f.is_file()}
+    told = ("recipe", "packages")
     return {
         "schema": "xdeploy.manifest/1",
         "target": target.name,
@@ -127,17 +152,27 @@ def _manifest(
         "arena": {"bytes": p.arena, "lower_bound": p.lower_bound, "align": p.align},
         "stack_bound": stack,
         "weight_bytes": p.weight_bytes,
+        "weights_crc32": f"{package.weights_crc:08x}",
         "macs": p.macs,
-        "symbols": {"run": f"{package.name}_run", "calls": [c.symbol for c in p.calls]},
+        "prefix": p.prefix,
+        "symbols": {**{k: f"{package.name}_{k}" for k in ("run", "run_sized", "verify", "selftest")},
+                    "calls": [c.symbol for c in p.calls], "constants": list(p.constants)},
         "sections": bare.sections,
         "flash": {"code": bare.code, "constants": bare.constants, "data": bare.data, "zeros": bare.zeros},
         "products": dict(products),
         "golden": "golden.npz",
-        "tools": {"xdeploy": __version__, **tool_versions()},
+        "sbom": SBOM,
+        "tools": dict(tools),
         "recipe": package.provenance.get("recipe", {}),
-        "provenance": {k: v for k, v in package.provenance.items() if k != "recipe"},
-        "files": hashes,
+        "recipe_sha256": package.recipe_sha256,
+        "provenance": {k: v for k, v in package.provenance.items() if k not in told},
     }  # fmt: skip
+
+
+def _set_modes(folder: Path) -> None:
+    """The same permissions whatever the user's umask: an archive of the folder is then the same too."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
 
 
 @contextlib.contextmanager
@@ -147,7 +182,7 @@ def _beside(folder: Path) -> Iterator[Path]:
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         yield part
-        part.chmod(0o755)
+        _set_modes(part)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
             folder.rename(old / folder.name)

@@ -8,28 +8,54 @@ from xdeploy.builder.ctext import c_type, comment
 from xdeploy.kernel import Arg, Code
 from xdeploy.program import Call, Program
 
+# of functions in assembly, as `tir.clean_assembly` writes it
+_SECTION = re.compile(r'^(\s*\.section\s+"?\.text\.[^\n]*)$', re.MULTILINE)
+# functions of C text, not data: the word before the parameters may follow on any line
+_STATIC = re.compile(r"^static (?=(?:inline )?\w+ \*?[\w{}]+\()", re.MULTILINE)
+_PLACES = """\
+/* Where the linker puts code and weights: define these as names of sections, e.g. '".fast_code"'. A compiler with
+ * another way of saying so than GCC takes {upper}_CODE and {upper}_SECTION, which stand before what is placed. */
+#ifndef {upper}_CODE
+#ifdef {upper}_CODE_SECTION
+#define {upper}_CODE __attribute__((section({upper}_CODE_SECTION)))
+#else
+#define {upper}_CODE
+#endif
+#endif
+#ifndef {upper}_SECTION
+#ifdef {upper}_WEIGHTS_SECTION
+#define {upper}_SECTION __attribute__((section({upper}_WEIGHTS_SECTION)))
+#else
+#define {upper}_SECTION
+#endif
+#endif
+
+"""
+
 _C_TYPES = {"input": "const int8_t *", "output": "int8_t *", "workspace": "void *", "int": "int32_t "}
 
 _HEAD = """\
 #include "{name}.h"
 #include "{name}_internal.h"
 
+#include <stddef.h>
+
 /* Define {upper}_HOOKS as the name of a header to be told when layers begin and end, e.g. to read a cycle counter. */
 #ifdef {upper}_HOOKS
 #include {upper}_HOOKS
 #endif
-#ifndef XD_LAYER_BEGIN
-#define XD_LAYER_BEGIN(i) ((void)0)
+#ifndef {prefix}_LAYER_BEGIN
+#define {prefix}_LAYER_BEGIN(i) ((void)0)
 #endif
-#ifndef XD_LAYER_END
-#define XD_LAYER_END(i) ((void)0)
+#ifndef {prefix}_LAYER_END
+#define {prefix}_LAYER_END(i) ((void)0)
 #endif
 
-int {name}_run(const int8_t *input, int8_t *output, void *arena)
+{upper}_CODE int {name}_run(const int8_t *input, int8_t *output, void *arena)
 {{
     int8_t *const a = (int8_t *)arena;
 
-    if (input == 0 || output == 0 || ({upper}_ARENA_USED > 0 && arena == 0)) {{
+    if ((input == NULL) || (output == NULL) || (({upper}_ARENA_USED > 0) && (arena == NULL))) {{
         return {upper}_ERROR_POINTER;
     }}
     if ((((uintptr_t)input | (uintptr_t)output | (uintptr_t)arena) & ({upper}_ARENA_ALIGN - 1U)) != 0U) {{
@@ -41,8 +67,8 @@ int {name}_run(const int8_t *input, int8_t *output, void *arena)
 
 def executor_source(program: Program) -> str:
     """Text of src/xd_<m>.c."""
-    name = f"xd_{program.model}"
-    lines = [_HEAD.format(name=name, upper=name.upper())]
+    name = program.name
+    lines = [_HEAD.format(name=name, upper=name.upper(), prefix=program.prefix.upper())]
     for i, call in enumerate(program.calls):
         lines.append(_call(program, i, call))
     lines += _copies(program)
@@ -52,9 +78,10 @@ def executor_source(program: Program) -> str:
 def _call(program: Program, index: int, call: Call) -> str:
     arguments = ", ".join(_argument(program, call, a) for a in call.args)
     note = comment(f"{index}: {call.node}: {call.op}, {call.kernel}, {call.macs} MAC", 110)
+    prefix = program.prefix.upper()
     return (
-        f"\n    /* {note} */\n    XD_LAYER_BEGIN({index});\n"
-        f"    {call.symbol}({arguments});\n    XD_LAYER_END({index});\n"
+        f"\n    /* {note} */\n    {prefix}_LAYER_BEGIN({index});\n"
+        f"    {call.symbol}({arguments});\n    {prefix}_LAYER_END({index});\n"
     )
 
 
@@ -64,15 +91,17 @@ def _argument(program: Program, call: Call, arg: Arg) -> str:
     if arg.kind == "const":
         return call.constants[arg.name]
     if arg.kind == "workspace":
-        return f"(void *)(a + {call.workspace_offset + arg.value})" if call.workspace else "(void *)a"
+        return _at("a", call.workspace_offset + arg.value) if call.workspace else "a"
     return _pointer(program, call.output if arg.kind == "output" else call.inputs[arg.index])
 
 
 def _pointer(program: Program, tensor: str) -> str:
     place = program.places[tensor]
-    if place.kind != "arena" and not place.offset:
-        return place.kind
-    return f"{'a' if place.kind == 'arena' else place.kind} + {place.offset}"
+    return _at("a" if place.kind == "arena" else place.kind, place.offset)
+
+
+def _at(start: str, offset: int) -> str:
+    return f"&{start}[{offset}]" if offset else start
 
 
 def _copies(program: Program) -> list[str]:
@@ -85,14 +114,16 @@ def _copies(program: Program) -> list[str]:
 
 
 def internal_header(program: Program, functions: dict[str, str]) -> str:
-    """Text of src/xd_<m>_internal.h: constants and prototypes of the kernels."""
-    guard = f"XD_{program.model.upper()}_INTERNAL_H"
-    lines = [f"#ifndef {guard}\n#define {guard}\n\n#include <stdint.h>\n"]
+    """Text of src/xd_<m>_internal.h: where code and weights lie, constants and prototypes of the kernels."""
+    upper = program.name.upper()
+    guard = f"{upper}_INTERNAL_H"
+    lines = [f"#ifndef {guard}\n#define {guard}\n\n#include <stdint.h>\n", _PLACES.format(upper=upper)]
+    lines.append('#ifdef __cplusplus\nextern "C" {\n#endif\n')
     for symbol, array in program.constants.items():
         lines.append(f"extern const {c_type(array.dtype)} {symbol}[{array.size}];")
     lines.append("")
-    lines += [f"{prototype};" for prototype in functions.values()]
-    return "\n".join(lines) + "\n\n#endif\n"
+    lines += [f"{upper}_CODE {prototype};" for prototype in functions.values()]
+    return "\n".join(lines) + "\n\n#ifdef __cplusplus\n}\n#endif\n\n#endif\n"
 
 
 def prototypes(program: Program) -> dict[str, str]:
@@ -121,9 +152,29 @@ def _head(symbol: str, code: Code) -> str:
 
 def c99_source(program: Program) -> str:
     """Text of src/xd_<m>_kernels.c: every c99 kernel, as a function that a profiler can find; "" if there is none."""
-    parts = [f'#include "xd_{program.model}_internal.h"\n']
+    parts = [f'#include "{program.name}_internal.h"\n']
+    place = f"{program.name.upper()}_CODE"
     for symbol, code in program.functions.items():
         if code.language == "c99":
-            text = re.sub(r"static\s+void\s+\{symbol\}(?=\s*\()", "void {symbol}", code.text, count=1)
+            text = re.sub(r"static\s+void\s+\{symbol\}(?=\s*\()", place + " void {symbol}", code.text, count=1)
+            # the internal header includes it, and includes belong to the head of a file
+            text = _STATIC.sub(f"{place} static ", text.removeprefix("#include <stdint.h>\n"))
             parts.append(text.replace("{symbol}", symbol).strip() + "\n")
     return "\n".join(parts) if len(parts) > 1 else ""
+
+
+def placed_assembly(program: Program, assembly: str) -> str:
+    """Text of src/xd_<m>_kernels.S: the functions' sections give way to <UPPER>_CODE_SECTION where that is defined."""
+    name = f"{program.name.upper()}_CODE_SECTION"
+    return _SECTION.sub(rf'#ifdef {name}\n\t.section\t{name},"ax",%progbits\n#else\n\1\n#endif', assembly)
+
+
+def prefixed_assembly(program: Program, assembly: str) -> str:
+    """Assembly whose shared functions, named by a hash of their text, begin with the program's prefix too."""
+    return re.sub(r"\bxd_(?=\w+_[0-9a-f]{12}\b)", f"{program.prefix}_", assembly)
+
+
+def weight_parts(program: Program) -> dict[str, str]:
+    """What verify.c says of the constants that kernels read: one step of the checksum for each."""
+    steps = (f"    crc = checksum(crc, {symbol}, (uint32_t)sizeof {symbol});" for symbol in program.constants)
+    return {"steps": "\n".join(steps) or "    crc = checksum(crc, &crc, 0U);"}

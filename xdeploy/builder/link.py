@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -27,7 +28,8 @@ BOARDS: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-def _common(package: Package, triple: str) -> list[str]:
+def common_flags(package: Package, triple: str) -> list[str]:
+    """How a file of the package is compiled."""
     return [*_compile_flags(package.target, triple), "-Iinclude", "-Isrc"]
 
 
@@ -36,20 +38,26 @@ def _compile_flags(target: Target, triple: str) -> list[str]:
     return ["-target", triple, "-O2", *flags, *WARNINGS, *_PLAIN]
 
 
-def program_flags(target: Target) -> list[str]:
-    """How a Linux target's static program is compiled and linked."""
-    return [*_compile_flags(target, str(target.compiler["triple"])), "-static", "-Wl,--gc-sections"]
+def program_flags(target: Target, triple: str | None = None) -> list[str]:
+    """How a Linux target's static program is compiled and linked; `triple`: for another system than its own."""
+    return [*_compile_flags(target, triple or str(target.compiler["triple"])), "-static", "-Wl,--gc-sections"]
 
 
 def bare_triple(triple: str) -> str:
     """The triple of the same CPU without an operating system."""
     parts = triple.split("-")
-    return triple if "freestanding" in parts else f"{parts[0]}-freestanding"
+    return triple if "freestanding" in parts else f"{parts[0]}-freestanding{_float_abi(triple)}"
 
 
 def library_triple(triple: str) -> str:
     """The triple of the same CPU with a C library that links statically."""
-    return f"{triple.split('-')[0]}-linux-musl"
+    return f"{triple.split('-')[0]}-linux-musl{_float_abi(triple).removeprefix('-')}"
+
+
+def _float_abi(triple: str) -> str:
+    """The last word of a 32-bit Arm triple, "-eabihf" or "-eabi": objects link to their like only; else nothing."""
+    found = re.search(r"eabi(?:hf)?$", triple)
+    return f"-{found[0]}" if found else ""
 
 
 def _math(package: Package) -> list[str]:
@@ -59,11 +67,12 @@ def _math(package: Package) -> list[str]:
 def compile_weights(package: Package, folder: Path, scratch: Path) -> Path:
     """The largest file, compiled once for all links: it holds data only, so the operating system does not matter."""
     triple = bare_triple(str(package.target.compiler["triple"]))
-    cc([*_common(package, triple), "-c", package.weights, "-o", scratch / "weights.o"], folder)
+    cc([*common_flags(package, triple), "-c", package.weights, "-o", scratch / "weights.o"], folder)
     return scratch / "weights.o"
 
 
-def _inputs(package: Package, weights: Path) -> list[str | Path]:
+def link_inputs(package: Package, weights: Path) -> list[str | Path]:
+    """The package as the linker takes it: its sources, the weights as the object they are already."""
     return [weights, *(s for s in package.sources if s != package.weights)]
 
 
@@ -73,7 +82,7 @@ def determine_stack(package: Package, folder: Path, scratch: Path) -> int | None
     texts = [package.assembly]
     for source in (s for s in package.sources if s.endswith(".c") and s != package.weights):
         out = scratch / f"{Path(source).stem}.s"
-        cc([*_common(package, triple), "-S", source, "-o", out], folder)
+        cc([*common_flags(package, triple), "-S", source, "-o", out], folder)
         texts.append(out.read_text(encoding="utf-8"))
     return stack_bound(texts, f"{package.name}_run")
 
@@ -93,7 +102,10 @@ def link_bare(package: Package, folder: Path, weights: Path) -> Path:
     else:
         triple = bare_triple(triple)
     extra = ["-Wl,--gc-sections", f"-Wl,-e,{package.name}_run", f"-Wl,-T,{_below(script, folder)}"]
-    cc([*_common(package, triple), *_inputs(package, weights), *system, *extra, "-o", _below(image, folder)], folder)
+    cc(
+        [*common_flags(package, triple), *link_inputs(package, weights), *system, *extra, "-o", _below(image, folder)],
+        folder,
+    )
     return image
 
 
@@ -109,8 +121,8 @@ def link_library(package: Package, folder: Path, weights: Path) -> Path:
     triple = str(package.target.compiler["triple"])
     cc(
         [
-            *_common(package, triple),
-            *_inputs(package, weights),
+            *common_flags(package, triple),
+            *link_inputs(package, weights),
             f"lib/{name}_batch.c",
             *options,
             *_math(package),
@@ -126,7 +138,7 @@ def link_program(package: Package, folder: Path, weights: Path) -> Path:
     """linux: bin/xd_<m>, a static program that reads inputs and writes outputs."""
     name = package.name
     write_text(folder / f"bin/{name}_main.c", package.fill("main.c"))
-    sources = [*_inputs(package, weights), f"bin/{name}_main.c"]
+    sources = [*link_inputs(package, weights), f"bin/{name}_main.c"]
     cc([*program_flags(package.target), "-Iinclude", "-Isrc", *sources, *_math(package), "-o", f"bin/{name}"], folder)
     return folder / "bin" / name
 
@@ -142,8 +154,8 @@ def link_board(package: Package, folder: Path, weights: Path, board: str) -> Pat
                f"-DXD_BLOB={place['blob']}U"]  # fmt: skip
     options = ["-ffreestanding", "-Wl,--gc-sections", "-Wl,-e,xd_reset", "-Wl,-T,build/board.ld"]
     triple = str(package.target.compiler["triple"])
-    sources = [*_inputs(package, weights), "build/board.c"]
-    cc([*_common(package, triple), *defines, *sources, *options, "-o", f"build/{name}_board.elf"], folder)
+    sources = [*link_inputs(package, weights), "build/board.c"]
+    cc([*common_flags(package, triple), *defines, *sources, *options, "-o", f"build/{name}_board.elf"], folder)
     return folder / "build" / f"{name}_board.elf"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +15,17 @@ from typing import Any
 import numpy as np
 
 from xdeploy import __version__
+from xdeploy.builder.cores import guarded
 from xdeploy.builder.ctext import banner, c_type, comment, numbers, string
 from xdeploy.builder.ecosystems import build_files
-from xdeploy.builder.executor import c99_source, executor_source, internal_header, prototypes
+from xdeploy.builder.executor import (
+    c99_source,
+    executor_source,
+    internal_header,
+    placed_assembly,
+    prototypes,
+    weight_parts,
+)
 from xdeploy.builder.zig import tool_versions
 from xdeploy.files import write_text
 from xdeploy.handover import GoldenIo, IoSpec
@@ -40,14 +50,14 @@ class Package:
 
     @property
     def name(self) -> str:
-        """Stem of all names: xd_<model>."""
-        return f"xd_{self.program.model}"
+        """Stem of all names: <prefix>_<model>."""
+        return self.program.name
 
     @property
     def sources(self) -> list[str]:
         """Files to compile, relative to the package."""
         n = self.name
-        kinds = [f"src/{n}.c", f"src/{n}_weights.c", f"src/{n}_selftest.c"]
+        kinds = [f"src/{n}.c", f"src/{n}_weights.c", f"src/{n}_verify.c", f"src/{n}_selftest.c"]
         if any(c.language == "c99" for c in self.program.functions.values()):
             kinds.append(f"src/{n}_kernels.c")
         return kinds + ([f"src/{n}_kernels.S"] if self.assembly else [])
@@ -56,6 +66,23 @@ class Package:
     def weights(self) -> str:
         """The one of the sources that holds data only."""
         return f"src/{self.name}_weights.c"
+
+    @property
+    def weights_crc(self) -> int:
+        """CRC-32 (IEEE 802.3) of all packed constants, one behind the other."""
+        crc = 0
+        for array in self.program.constants.values():
+            crc = zlib.crc32(array.tobytes(), crc)
+        return crc
+
+    @property
+    def recipe_sha256(self) -> str:
+        """Hash of the recipe with all defaults resolved, as canonical JSON; "unknown" without one."""
+        recipe = self.provenance.get("recipe")
+        if not recipe:
+            return "unknown"
+        text = json.dumps(recipe, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def has_float(self) -> bool:
@@ -77,19 +104,25 @@ class Package:
             f"src/{n}_internal.h": self._banner() + internal_header(self.program, heads),
             f"src/{n}.c": self._banner() + executor_source(self.program),
             f"src/{n}_weights.c": self._banner() + self._weights(),
+            f"src/{n}_verify.c": self.fill("verify.c", weight_parts(self.program)),
             f"src/{n}_selftest.c": self.fill("selftest.c", self._selftest()),
         }
         portable = c99_source(self.program)
         if portable:
             texts[f"src/{n}_kernels.c"] = self._banner() + portable
         if self.assembly:
-            texts[f"src/{n}_kernels.S"] = self._banner() + self.assembly
-        return texts | build_files(self, stack)
+            kernels = guarded(self.target, placed_assembly(self.program, self.assembly))
+            texts[f"src/{n}_kernels.S"] = self._banner() + kernels
+        return texts | build_files(self, stack, texts)
 
     def fill(self, template: str, values: Mapping[str, Any] | None = None) -> str:
         """Text of a template, with the names and `values` put in."""
         text = files("xdeploy.builder.templates").joinpath(template).read_text(encoding="utf-8")
-        names = {"name": self.name, "upper": self.name.upper(), "model": self.program.model, "banner": self._banner()}
+        prefix = self.program.prefix
+        names = {"name": self.name, "upper": self.name.upper(), "model": self.program.model, "banner": self._banner(),
+                 "prefix": prefix, "prefix_upper": prefix.upper(),
+                 # of the CMake target: two models of one name and two prefixes may meet in one project
+                 "namespace": "xdeploy" if prefix == "xd" else prefix}  # fmt: skip
         return Template(text).substitute({**names, **(values or {})})
 
     def lines(self) -> list[str]:
@@ -102,6 +135,7 @@ class Package:
             f"Model {comment(str(model.get('name', self.program.model)))}, "
             f"SHA-256 {comment(str(model.get('sha256', 'unknown')))}; "
             f"target {self.target.name}, {self.program.form} form.",
+            f"Recipe SHA-256 {self.recipe_sha256}.",
         ]
 
     def _banner(self) -> str:
@@ -117,19 +151,22 @@ class Package:
             "version": __version__, "model_name": string(title), "title": comment(title), "target": self.target.name,
             "sha256": comment(str(model.get("sha256", "unknown"))), "align": p.align,
             "arena": max(p.arena, 1), "arena_used": p.arena, "weight_bytes": p.weight_bytes, "macs": p.macs,
+            "crc": f"0x{self.weights_crc:08X}", "recipe_sha256": self.recipe_sha256, "layer_names": self._layer_names(),
             "stack": stack or 0, "layers": len(p.calls),
             "stack_note": "at most, by the stack frames that clang -O2 makes" if stack else "not determined",
             **_io(io, self.graph), **_labels(self.name.upper(), io),
         }  # fmt: skip
 
+    def _layer_names(self) -> str:
+        """The macro of the layers' names, "" without layers."""
+        names = [string(call.node) for call in self.program.calls]
+        lines = "".join(f" \\\n    {name}," for name in names)
+        return f"#define {self.name.upper()}_LAYER_NAMES {{{lines} \\\n}}\n" if names else ""
+
     def _weights(self) -> str:
         """Text of src/xd_<m>_weights.c."""
         upper = self.name.upper()
-        lines = [
-            f'#include "{self.name}.h"\n#include "{self.name}_internal.h"\n',
-            f"/* Where the linker puts the weights: define {upper}_SECTION as an attribute to choose. */",
-            f"#ifndef {upper}_SECTION\n#define {upper}_SECTION\n#endif",
-        ]
+        lines = [f'#include "{self.name}.h"\n#include "{self.name}_internal.h"']
         owners: dict[str, list[str]] = {}
         for call in self.program.calls:
             for key, symbol in call.constants.items():
@@ -138,7 +175,7 @@ class Package:
             note = comment("; ".join(owners[symbol]), 110)
             declared = f"const {c_type(array.dtype)} {symbol}[{array.size}]"
             lines.append(f"\n/* {note} */\n{upper}_SECTION {upper}_ALIGNED {declared} = {{\n{numbers(array)}\n}};")
-        return "\n".join(lines) + "\n\ntypedef int xd_weights_may_be_none;\n"
+        return "\n".join(lines) + "\n\ntypedef int " + f"{self.name}_weights_may_be_none;\n"
 
     def _selftest(self) -> dict[str, Any]:
         samples = min(SELFTEST_SAMPLES, len(self.golden.input_codes))
@@ -146,14 +183,10 @@ class Package:
         slot = -(-size // self.program.align) * self.program.align
         inputs = np.zeros((samples, slot), np.int8)
         inputs[:, :size] = self.golden.input_codes[:samples].reshape(samples, -1)
-        crc = 0
-        for array in self.program.constants.values():
-            crc = zlib.crc32(array.tobytes(), crc)
-        calls = (f"    crc = crc32_of({s}, (uint32_t)sizeof {s}, crc);" for s in self.program.constants)
         return {
             "count": samples, "input_slot": slot, "inputs": _rows(inputs),
             "outputs": _rows(self.golden.output_codes[:samples].reshape(samples, -1)),
-            "crcs": "\n".join(calls), "crc": f"0x{crc:08X}", "tolerance": FLOAT_SLACK if self.has_float else 0,
+            "tolerance": FLOAT_SLACK if self.has_float else 0,
         }  # fmt: skip
 
 
@@ -167,7 +200,8 @@ def _io(io: IoSpec, graph: LoweredGraph) -> dict[str, Any]:
         t = graph.tensors[tensor]
         values |= {
             f"{way}_name": string(name), f"{way}_bytes": t.size, f"{way}_dims": len(t.shape),
-            f"{way}_shape": ", ".join(map(str, t.shape)), f"{way}_scale": str(np.float32(t.q.scale)),
+            f"{way}_shape": ", ".join(map(str, t.shape)), f"{way}_product": " * ".join(map(str, t.shape)) or "1",
+            f"{way}_layout": "HWC"[-len(t.shape) :], f"{way}_scale": str(np.float32(t.q.scale)),
             f"{way}_zero": t.q.zero_point,
         }  # fmt: skip
     return values

@@ -105,7 +105,7 @@ def _grown(line: str, loaded: dict[str, int]) -> int:
         return max(0, -int(found[1], 0))
     if found := re.match(r"\s+subq\s+\$(\d+), %rsp", line):
         return int(found[1])
-    if found := re.match(r"\s+(sub|add)(?:\.w)?\s+sp,(?:\s*sp,)?\s*([rx]\d+)", line):
+    if found := re.match(r"\s+(sub|add)(?:\.w)?\s+sp,(?:\s*sp,)?\s*([rx]\d+)\b(?!, #)", line):
         size = loaded.get(found[2])
         if size is None:
             raise _UnreadableError(line)

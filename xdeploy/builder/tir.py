@@ -77,6 +77,13 @@ def compile_tir(functions: Mapping[str, Code], target: Target) -> Compiled:
     return Compiled(built, tuple(functions))
 
 
+def llvm_version() -> str:
+    """Major version of the LLVM inside TVM, which makes the assembly."""
+    import tvm
+
+    return str(tvm.get_global_func("target.llvm_version_major")())
+
+
 def _passes(x: Any) -> list[Any]:
     return [
         x.FlattenBuffer(), x.StmtSimplify(), x.VectorizeLoop(True), x.UnrollLoop(), x.StorageRewrite(),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
+import re
 import shlex
 import subprocess
 import sys
@@ -36,10 +38,18 @@ def cc(arguments: Sequence[str | Path], folder: Path) -> None:
         raise ToolchainError(f"zig cc {shlex.join(words)}\n  ended with {done.returncode}: {said}")
 
 
-def tool_versions() -> dict[str, str]:
-    """Versions of the packages that decide the generated code."""
-    names = ("apache-tvm", "ziglang")
+def tool_versions(names: Sequence[str] = ("apache-tvm", "ziglang")) -> dict[str, str]:
+    """Versions of the Python packages that are installed, by default of those that decide the generated code."""
     return {name: importlib.metadata.version(name) for name in names if _installed(name)}
+
+
+@functools.cache
+def clang_version() -> str:
+    """Version of the compiler inside ziglang, "unknown" if it does not tell."""
+    command = [sys.executable, "-m", "ziglang", "cc", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"clang version (\d+(?:\.\d+)*)", done.stdout)
+    return found[1] if found else "unknown"
 
 
 def _installed(name: str) -> bool:

@@ -60,11 +60,15 @@ FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "--composite": ("relevance.composite", str, "LRP rules: epsilon or epsilon-plus-flat"),
     "--epochs": ("recover.epochs", int, "epochs of fine-tuning after compression"),
     "--lr": ("recover.lr", float, "learning rate of the fine-tuning"),
+    "--optimiser": ("recover.optimiser", str, "of the fine-tuning: sgd or adam"),
+    "--distill": ("recover.distill", float, "share of the loss that follows the float model's outputs, 0..1"),
+    "--ecq": ("ecq.method", str, "entropy-constrained codes at the plan's densities: off, ecq or ecqx (relevance)"),
     "--mean": ("data.mean", _floats, "per-channel mean of pixels in 0..1"),
     "--std": ("data.std", _floats, "per-channel standard deviation of pixels in 0..1"),
     "--form": ("package.form", str, "C package: tuned (LLVM kernels for one core) or portable (C99 only)"),
     "--stream": ("build.stream", _bands, "first layers in bands of rows, for less RAM: auto, off, min or a number"),
     "--name": ("package.name", str, "the model's name in C"),
+    "--prefix": ("package.prefix", str, "what every name in C begins with, xd by default"),
     "--tune": ("tune.effort", str, "choose kernels by measuring: off (cost formulas), quick (likely ones) or full"),
     "--objective": ("tune.objective", str, "what tuning makes small: instructions, cycles or flash"),
     "--seed": ("seed", int, "seed of everything random"),
@@ -72,6 +76,7 @@ FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
 # flag -> (recipe key, help): yes, or no with --no-
 SWITCHES: dict[str, tuple[str, str]] = {
     "--further": ("compress.further", "compress a file that is quantised already once more; needs --data"),
+    "--compact": ("compress.compact", "scales and biases of few bits; else only where ecq or a density is used"),
     "--fail-on-fallback": ("lower.fail_on_fallback", "refuse every part in float; firmware targets always do"),
     "--allow-external-data": ("lower.external_data", "an ONNX file may keep tensors in other files of its own folder"),
 }

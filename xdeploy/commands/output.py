@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
+
+from xdeploy.errors import UsageError
+from xdeploy.files import write_text
 
 
 def emit(args: argparse.Namespace, document: dict[str, Any], text: str | None) -> None:
@@ -13,6 +17,18 @@ def emit(args: argparse.Namespace, document: dict[str, Any], text: str | None) -
         print(json.dumps(document, indent=1, allow_nan=False))
     elif text and not args.quiet:
         print(text)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file that a flag names.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def columns(rows: list[tuple[str, ...]]) -> str:

@@ -10,17 +10,22 @@ from torch import Tensor
 
 from xdeploy.compress.calibrate import calibrate
 from xdeploy.compress.check import check_plan
+from xdeploy.compress.checkpoint import Checkpoint
+from xdeploy.compress.compact import PLAIN, Rules
+from xdeploy.compress.ecq import Constraint, Rescore, constraint_of
 from xdeploy.compress.fakequant import FakeQuantModule, accuracy
 from xdeploy.compress.integer import quantise_layer
 from xdeploy.compress.model import CompressedModel, QuantisedWeight
 from xdeploy.compress.prune import kept_channels, prune_network, prune_relevance
+from xdeploy.compress.trainable import TrainableModule
+from xdeploy.compress.zeros import masks, with_zeros
 from xdeploy.errors import UsageError
 from xdeploy.formats import Float64, QParams
 from xdeploy.handover import CompressionPlan, IoSpec, RelevanceMap
 from xdeploy.model.network import Network
 from xdeploy.model.torchmodule import NetworkModule
 from xdeploy.quantise import importance
-from xdeploy.recipe import CompressOptions, RecoverOptions
+from xdeploy.recipe import CompressOptions, EcqOptions, RecoverOptions
 
 Inputs = Callable[[], Iterable[Tensor]]  # fresh batches (N, *input shape) at every call
 Train = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # the batches of epoch 0, 1, ..., shuffled and augmented
@@ -33,7 +38,8 @@ class Memory:
     """What the plans of one network have in common, so that a search over plans does it once.
 
     Activation parameters, and each layer's integers in each format, by (layer, format). It belongs to one network, one
-    relevance map, one set of calibration data and options; where a plan removes channels nothing is taken from it.
+    relevance map, one set of calibration data and options; where a plan removes channels nothing is taken from it. What
+    else makes a layer's integers (density, order of zeros, rules) is in the second part of its key.
     """
 
     network: Network
@@ -52,10 +58,13 @@ def compress(
     options: CompressOptions,
     recover: RecoverOptions,
     seed: int,
-    rescore: Callable[[Network], RelevanceMap] | None = None,
+    rescore: Rescore | None = None,
     progress: Progress | None = None,
     measure_steps: bool = True,
     memory: Memory | None = None,
+    ecq: EcqOptions | None = None,
+    checkpoint: Checkpoint | None = None,
+    train_steps: int | None = None,
 ) -> CompressedModel:
     """Apply a plan: prune, calibrate, quantise, and fine-tune if asked.
 
@@ -70,9 +79,13 @@ def compress(
         options: how codes are found.
         recover: how to fine-tune.
         seed: of everything random in fine-tuning.
-        rescore: scores a network anew; used after channels were removed. None: the old scores of what is left.
+        rescore: scores a network anew with a numbered draw of samples; used after channels were removed and by ECQx.
+            None: the old scores of what is left.
         progress: told (what, done, total) along the way.
         measure_steps: whether validation accuracy is taken before and after each step.
+        ecq: how codes are assigned in layers whose plan line has a density; None: by nearness, the plan's zeros pruned.
+        checkpoint: where the state of fine-tuning is kept after every epoch, and found again; None: nowhere.
+        train_steps: batches in an epoch; None: they are counted.
         memory: of earlier calls with the same network, relevance, data and options; filled. None: nothing is kept.
 
     Returns:
@@ -91,15 +104,32 @@ def compress(
     if kept_channels(plan):
         log.step("prune", NetworkModule(pruned).eval())
         if relevance is not None:
-            relevance = rescore(pruned) if rescore is not None else prune_relevance(network, relevance, plan)
-    model = quantise(pruned, plan, relevance, io, calibration, options, progress, memory)
+            relevance = rescore(pruned, 0) if rescore is not None else prune_relevance(network, relevance, plan)
+    rules = rules_of(plan, options, ecq)
+    model = quantise(pruned, plan, relevance, io, calibration, options, progress, memory, rules)
     log.step("quantise", FakeQuantModule(model))
-    if recover.epochs > 0 and train is not None:
-        from xdeploy.compress.recover import fine_tune
 
-        model = fine_tune(model, train, validation, recover, seed, progress)
+    def constrain(module: TrainableModule) -> Constraint | None:
+        return constraint_of(module, ecq, rescore, relevance)
+
+    if recover.epochs > 0 and train is not None:
+        from xdeploy.compress.recover import Setting, fine_tune
+
+        setting = Setting(constrain, rules, network, checkpoint, train_steps)
+        model = fine_tune(model, train, validation, recover, seed, progress, setting)
         log.step("recover", FakeQuantModule(model))
+    elif ecq is not None and ecq.method != "off":
+        from xdeploy.compress.recover import assign_once
+
+        model = assign_once(model, constrain, rules)
+        log.step("assign", FakeQuantModule(model))
     return replace(model, steps=tuple(log.steps))
+
+
+def rules_of(plan: CompressionPlan, options: CompressOptions, ecq: EcqOptions | None) -> Rules:
+    """What all layers' integers keep to: compact ones where asked for, or where the plan or ECQ makes zeros."""
+    sparse = (ecq is not None and ecq.method != "off") or any(line.density is not None for line in plan.layers)
+    return Rules(compact=sparse if options.compact is None else options.compact, tensor=options.scale == "tensor")
 
 
 def quantise(
@@ -111,15 +141,20 @@ def quantise(
     options: CompressOptions,
     progress: Progress | None = None,
     memory: Memory | None = None,
+    rules: Rules = PLAIN,
 ) -> CompressedModel:
-    """Calibrate activations and quantise every layer's weights as the plan says; no training, no measuring."""
+    """Calibrate activations and quantise every layer's weights as the plan says; no training, no measuring.
+
+    The plan's zeros are set before scales and codebooks are fitted to the rest; the model's network keeps its weights.
+    """
     tell = None if progress is None else lambda done, total: progress("calibrate", done, total)
     known = memory if memory is not None and memory.network is network else Memory(network)
     if not known.activations:
         known.activations.update(calibrate(network, calibration(), options.activation_percentile, tell))
     activations = dict(known.activations)
     importances = layer_importance(network, relevance, options)
-    weights = quantise_weights(network, plan, activations, importances, progress, known.weights)
+    sparse = with_zeros(network, masks(network, plan, relevance))
+    weights = quantise_weights(sparse, plan, activations, importances, progress, known.weights, rules)
     filled = replace(
         io, input_q=activations[network.input.name], output_q=activations[network.output.name],
         input_shape=network.input.shape, output_shape=network.output.shape,
@@ -134,6 +169,7 @@ def quantise_weights(
     weighting: Mapping[str, Float64 | None],
     progress: Progress | None = None,
     known: dict[tuple[str, str], QuantisedWeight] | None = None,
+    rules: Rules = PLAIN,
 ) -> dict[str, QuantisedWeight]:
     """Final integer weights of every weighted layer, in execution order; `known` ones are taken, new ones entered."""
     known = {} if known is None else known
@@ -143,11 +179,15 @@ def quantise_weights(
         name, fused = layer.name, network.fused_activation(layer.name)
         p = network.params[name]
         out = activations[name if fused is None else fused.name]
-        fmt = plan[name].weight_format
-        if (name, fmt) not in known:
+        line = plan[name]
+        own = replace(rules, zero=line.density is not None)
+        fmt = line.weight_format
+        special = own != PLAIN
+        key = name, f"{fmt} {line.density} {line.zeros} {own.compact} {own.tensor}" if special else fmt
+        if key not in known:
             source = activations[layer.inputs[0]]
-            known[name, fmt] = quantise_layer(name, p["weight"], p["bias"], fmt, source, out, weighting[name])
-        result[name] = known[name, fmt]
+            known[key] = quantise_layer(name, p["weight"], p["bias"], fmt, source, out, weighting[name], own)
+        result[name] = known[key]
         if progress is not None:
             progress("quantise", k, len(layers))
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 
+from xdeploy.compress.zeros import order_of
 from xdeploy.errors import PlanError, UsageError
 from xdeploy.formats import weight_format
 from xdeploy.handover import CompressionPlan, PlanLine
@@ -15,7 +16,7 @@ def check_plan(network: Network, plan: CompressionPlan) -> None:
 
     Raises:
         PlanError: a line names no weighted layer, names it twice, lacks one, asks for an unknown weight format, for
-            activations other than int8, or keeps channels that do not exist (or none).
+            activations other than int8, has a density outside 0..1, or keeps channels that do not exist (or none).
     """
     allowed = [x.name for x in network.weighted()]
     seen: set[str] = set()
@@ -44,6 +45,16 @@ def _check_line(network: Network, line: PlanLine, where: str) -> None:
             f"{where}: activation format {line.activation_format!r} has no integer kernels; allowed: int8",
             hint="set activation_format to int8",
         )
+    density = line.density
+    if density is not None and (type(density) not in (int, float) or not 0 <= density <= 1):
+        raise PlanError(
+            f"{where}: density must be the share of weights that are not zero, in 0..1; got {density!r}",
+            hint="null leaves the zeros to the format",
+        )
+    if line.zeros is not None:
+        order_of(line)
+        if density is None:
+            raise PlanError(f"{where}: zeros = {line.zeros!r} without a density", hint="give the line a density too")
     if line.keep is None:
         return
     channels = len(network.params[line.origin]["weight"])

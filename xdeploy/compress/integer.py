@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from xdeploy.compress.compact import PLAIN, Rules, bias_shift, compact_bias, layer_codes
 from xdeploy.compress.model import QuantisedWeight
 from xdeploy.errors import UnsupportedError
-from xdeploy.formats import Float64, Int8, Int32, QParams, WeightFormat, prove_accumulator, requant, weight_format
-from xdeploy.quantise import codebook_codes, uniform_codes
+from xdeploy.formats import Float64, Int32, QParams, prove_accumulator, requant, weight_format
 
 Float32 = NDArray[np.float32]
 
@@ -18,7 +18,14 @@ ROUNDS = 4
 
 
 def quantise_layer(
-    origin: str, weight: Float32, bias: Float32, format_name: str, source: QParams, out: QParams, h: Float64 | None
+    origin: str,
+    weight: Float32,
+    bias: Float32,
+    format_name: str,
+    source: QParams,
+    out: QParams,
+    h: Float64 | None,
+    rules: Rules = PLAIN,
 ) -> QuantisedWeight:
     """Quantise one conv2d or linear layer for good.
 
@@ -33,6 +40,7 @@ def quantise_layer(
         source: quantisation of the layer's input.
         out: quantisation of its output (after a fused activation).
         h: importance of each weight (weight's shape) or None.
+        rules: what the integers keep to.
 
     Raises:
         UnsupportedError: weights are not finite, or no scale makes the layer fit into int32.
@@ -42,13 +50,15 @@ def quantise_layer(
     fmt = weight_format(format_name)
     floor = np.zeros(len(weight))
     for _ in range(ROUNDS):
-        codes, book, scale = _codes(weight, fmt, h, floor)
+        codes, book, scale = layer_codes(weight, fmt, h, floor, rules)
         shift = requant_shift(origin, source, scale, out)
         needed = np.abs(bias.astype(np.float64)) / (source.scale * (BIAS_LIMIT >> shift))
         if (scale >= needed).all():
             break
         floor = np.maximum(floor, needed * (1 + 1e-6))  # float32 must not round back under it
     codes_bias = bias_codes(bias, source, scale)
+    if rules.compact:
+        codes_bias = compact_bias(codes_bias, bias_shift(source, scale, out))
     result = QuantisedWeight(fmt.name, codes, book, scale, codes_bias)
     prove_accumulator(result.values.reshape(len(codes), -1), codes_bias, shift, origin)
     return result
@@ -72,10 +82,3 @@ def requant_shift(origin: str, source: QParams, scale: Float32, out: QParams) ->
         raise UnsupportedError(
             f"{origin}: {error.message}", hint="its output is far smaller than its weights; check the calibration data"
         ) from None
-
-
-def _codes(weight: Float32, fmt: WeightFormat, h: Float64 | None, floor: Float64) -> tuple[Int8, Int8 | None, Float32]:
-    if fmt.codebook:
-        return codebook_codes(weight, fmt, h, floor)
-    codes, scale = uniform_codes(weight, fmt, h, floor)
-    return codes, None, scale

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-from numpy.typing import NDArray
-
 from xdeploy.handover import CompressionPlan, RelevanceMap
 from xdeploy.model.network import Network
-
-Float32 = NDArray[np.float32]
 
 
 def kept_channels(plan: CompressionPlan) -> dict[str, tuple[int, ...]]:
@@ -34,16 +27,6 @@ def prune_network(network: Network, plan: CompressionPlan) -> Network:
 
 def prune_relevance(network: Network, relevance: RelevanceMap, plan: CompressionPlan) -> RelevanceMap:
     """The scores of the weights and channels that are left; `network` is the one before pruning."""
-    if not kept_channels(plan):
-        return relevance
+    from xdeploy.model.removal import cut_relevance
 
-    def left(maps: Mapping[str, Float32], per_channel: Mapping[str, Float32]) -> Network:
-        params = {n: {"weight": maps[n], "bias": per_channel[n]} for n in maps}
-        return prune_network(network.with_params(params), plan)
-
-    weight, sensitivity = left(relevance.weight, relevance.channel), left(relevance.sensitivity, relevance.channel)
-    return RelevanceMap(
-        relevance.method, relevance.parameters, relevance.data_fingerprint, relevance.samples,
-        {n: p["weight"] for n, p in weight.params.items()}, {n: p["bias"] for n, p in weight.params.items()},
-        {n: p["weight"] for n, p in sensitivity.params.items()}, relevance.conservation_residual,
-    )  # fmt: skip
+    return cut_relevance(network, relevance, kept_channels(plan))

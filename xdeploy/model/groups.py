@@ -12,6 +12,7 @@ goes as well (a squeeze-and-excitation gate) makes zero of it again.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -111,6 +112,22 @@ def _consumer(network: Network, flow: _Flow, layer: Layer, makers: list[str]) ->
         return None
     count = next(network[m].shape[0] for m in makers)
     return Consumer(layer.name, tuple(tuple(at.get(c, ())) for c in range(count)))
+
+
+def inputs_from(network: Network) -> dict[str, dict[str, int]]:
+    """Weighted layer -> first layer of a group -> how many of its inputs (channels or features) are that group's.
+
+    Depthwise convolutions that follow a group are left out: each of their channels reads one.
+    """
+    flow = _follow(network)
+    found: dict[str, dict[str, int]] = {}
+    for layer in network.weighted():
+        read = () if layer.name in flow.followers else flow.channels[layer.inputs[0]]
+        found[layer.name] = dict(Counter(flow.root(c[0]) for c in read if c is not None))
+    first: dict[str, str] = {}
+    for layer in network.weighted():
+        first.setdefault(flow.root(flow.followers.get(layer.name, layer.name)), layer.name)
+    return {n: {first[r]: k for r, k in counts.items() if r in first} for n, counts in found.items()}
 
 
 # ------------------------------------------------------------------------------------------ following channels

@@ -7,6 +7,7 @@ pixels in 0..1 are normalised with.
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -160,19 +161,19 @@ def mobilenet_v1() -> nn.Module:
 
 # ------------------------------------------------------------------------------------------------ audio, sensors
 class Mlp(nn.Module):
-    """Six hidden layers for 735 audio features and 12 keywords."""
+    """Six hidden layers for 735 audio features (49 frames of 15 coefficients) and a few keywords."""
 
     xdeploy_input: dict[str, Any] = {"shape": (735,)}  # noqa: RUF012 (read only)
-    WIDTHS = (735, 512, 512, 256, 256, 128, 128, 12)
+    HIDDEN = (735, 512, 512, 256, 256, 128, 128)
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 12) -> None:
         super().__init__()
-        pairs = list(zip(self.WIDTHS[:-1], self.WIDTHS[1:], strict=True))
+        pairs = list(pairwise((*self.HIDDEN, classes)))
         hidden = [m for i, o in pairs[:-1] for m in (nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU())]
         self.layers = nn.Sequential(*hidden, nn.Linear(*pairs[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 735) -> logits (N, 12)."""
+        """(N, 735) -> logits (N, classes)."""
         y: Tensor = self.layers(x)
         return y
 
@@ -180,6 +181,11 @@ class Mlp(nn.Module):
 def mlp() -> nn.Module:
     """Multilayer perceptron 735-512-512-256-256-128-128-12: 0.9 M parameters."""
     return Mlp()
+
+
+def spoken_digits_mlp() -> nn.Module:
+    """The same for the 10 spoken digits: the network that ECQx compresses for speech (arXiv 2109.04236)."""
+    return Mlp(classes=10)
 
 
 class DsCnn(nn.Module):

@@ -28,7 +28,8 @@ from xdeploy.errors import ModelError
 from xdeploy.model.network import Layer, Network
 from xdeploy.model.torchmodule import Conv, Dense, NetworkModule
 from xdeploy.recipe import RelevanceOptions
-from xdeploy.relevance.method import METHODS, Batch, Collector, Scores, batch_sums, explained_class, weighted_modules
+from xdeploy.relevance.collect import Collector, batch_sums
+from xdeploy.relevance.method import METHODS, Batch, Scores, class_weights, explained_weights, weighted_modules
 
 TOLERANCE = 0.01  # of the explained difference; float32 sums stay far below, a wrong rule far above
 NEAR = 1e-4  # inputs closer to their baseline than this take the derivative: their quotient would be mostly rounding
@@ -170,15 +171,28 @@ def recording(modules: Mapping[str, Conv | Dense]) -> Iterator[dict[str, tuple[T
             handle.remove()
 
 
+class Weighted(nn.Module):
+    """The sum of a network's logits times given weights (N, classes), one number per sample."""
+
+    def __init__(self, module: NetworkModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """(N, ...), (N, classes) -> (N,)."""
+        result: Tensor = (self.module(x) * weights).sum(dim=1)
+        return result
+
+
 def contributions(
-    module: NetworkModule, x: Tensor, classes: Tensor, see: Callable[[str, Tensor, Tensor, Tensor], None]
+    module: NetworkModule, x: Tensor, chosen: Tensor, see: Callable[[str, Tensor, Tensor, Tensor], None]
 ) -> tuple[Tensor, Tensor]:
-    """DeepLIFT of one logit per sample against an all-zero input.
+    """DeepLIFT of one logit, or weighted sum of logits, per sample against an all-zero input.
 
     Args:
         module: from `explainable_module`; left without hooks, also when it throws.
         x: inputs (N, ...).
-        classes: explained class (N,).
+        chosen: explained class (N,), or weights of the logits (N, classes).
         see: called for each weighted layer with a - a0, the multipliers m and the contributions (z - z0) * m.
 
     Returns:
@@ -186,17 +200,21 @@ def contributions(
     """
     from captum.attr import DeepLift
 
+    with torch.no_grad():
+        logits = module(x)
+        weights = class_weights(chosen, logits)
     with recording(weighted_modules(module)) as seen, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # captum announces the hooks it sets and removes
-        given = DeepLift(module).attribute(x, baselines=torch.zeros_like(x), target=classes).detach()
+        explainer = DeepLift(Weighted(module))
+        given = explainer.attribute(x, torch.zeros_like(x), additional_forward_args=(weights,)).detach()
     n = len(x)
     for name, (a, z, grads) in seen.items():  # captum's pass holds inputs and baselines in one batch
         if grads:
             m = grads[0][:n].detach()
             see(name, a[:n] - a[n:], m, (z[:n] - z[n:]) * m)
     with torch.no_grad():
-        difference = (module(x) - module(torch.zeros_like(x[:1]))).double()
-    return given, difference.gather(1, classes[:, None])[:, 0]
+        difference = (logits - module(torch.zeros_like(x[:1]))).double()
+    return given, (difference * weights).sum(dim=1)
 
 
 @METHODS.register("deeplift")
@@ -207,11 +225,11 @@ def deeplift(network: Network, batches: Iterable[Batch], options: RelevanceOptio
         ModelError: contributions do not add up to the explained difference.
     """
     module = explainable_module(network)
-    sums = Collector(weighted_modules(module))
+    sums = Collector(weighted_modules(module), options.aggregate)
     for x, y in batches:
         with torch.no_grad():
-            classes = explained_class(module(x), y, options)
-        given, difference = contributions(module, x, classes, sums.add_layer)
+            weights = explained_weights(module(x), y, options)
+        given, difference = contributions(module, x, weights, sums.add_layer)
         sums.add_balance(batch_sums(given), torch.zeros_like(difference), difference)
         sums.samples += len(x)
     if sums.residual > TOLERANCE:

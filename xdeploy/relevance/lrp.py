@@ -3,11 +3,13 @@
 Per sample the explained logit is propagated back layer by layer. Each weight gets, in the epsilon form whatever rule
 propagates through its layer, r = w * sum over positions of a * R / (z + epsilon * rms(z) * sign(z)) (Becking et al.
 2022, arXiv 2109.04236; through z+ itself every negative weight would get exactly 0). Magnitudes are averaged over
-samples: signed sums cancel and rank badly. The stabiliser of 0.1 * rms(z) is the one measured to work on residual
-networks; what it takes away shows in the conservation residual. Composites:
+samples: signed sums cancel and rank badly (`collect` has the other aggregates). The stabiliser of 0.1 * rms(z) is the
+one measured to work on residual networks; what it takes away shows in the conservation residual. Which rule propagates
+through which layer is the composite's choice, see `composites`.
 
-* `epsilon`: the epsilon rule in every weighted layer;
-* `epsilon-plus-flat`: flat in the first weighted layer, z+ in the other convolutions, epsilon in linear layers.
+Networks arrive with BatchNorm folded into the layer before it, so the published "pass" convention (BatchNorm hands
+relevance on as it is, and the convolution's z is taken before it) cannot be asked for: it divides by values near zero
+that folding never sees. With z+ the two were measured to rank filters alike (Spearman 0.995).
 
 Of a product the signal takes all relevance and the gate none (Arras et al. 2017, arXiv 1706.07206): that conserves and
 explains well, but says of no weight that only feeds gates whether it may be changed. Those layers, and no others, are
@@ -25,24 +27,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xdeploy.model.network import Layer, Network
+from xdeploy.model.network import Network
 from xdeploy.model.torchmodule import Conv, Dense, NetworkModule
 from xdeploy.recipe import RelevanceOptions
+from xdeploy.relevance.collect import Collector, batch_sums
+from xdeploy.relevance.composites import EPSILON, composite, gate_layers, rule_names
 from xdeploy.relevance.method import (
     METHODS,
     Batch,
-    Collector,
     Scores,
-    batch_sums,
-    explained_class,
+    class_weights,
+    explained_weights,
     forward_all,
     gradient_pass,
     weighted_modules,
 )
-from xdeploy.relevance.rules import RULES, Rule, epsilon_rule, flat_rule, signal_rule, stabilised, z_plus_rule
+from xdeploy.relevance.rules import Rule, stabilised
 
-EPSILON = 0.1  # of the root mean square of a layer's activations
-GATES = ("sigmoid", "hard_sigmoid")  # what they give lies in 0..1: a share of the other operand
+__all__ = ["EPSILON", "Balance", "composite", "gate_layers", "lrp", "propagate", "rules_of"]
 
 See = Callable[[str, Tensor, Tensor, Tensor], None]  # layer, its input, its activation z, relevance of z
 
@@ -66,45 +68,18 @@ class Balance:
         return float((into + kept - out).abs().sum() / out.abs().sum().clamp_min(1e-30))
 
 
-def composite(network: Network, name: str, epsilon: float = EPSILON) -> dict[str, Rule]:
-    """The rule of each layer by name, for `epsilon` or `epsilon-plus-flat`."""
-    rules = {x.name: RULES.get(x.kind, epsilon_rule(epsilon)) for x in network.layers[1:]}
-    rules.update({x.name: signal_rule(signal_operand(network, x)) for x in network.layers if x.kind == "mul"})
-    weighted = network.weighted()
-    if name == "epsilon-plus-flat" and weighted:
-        rules.update({x.name: z_plus_rule for x in weighted if x.kind == "conv2d"})
-        rules[weighted[0].name] = flat_rule
-    return rules
-
-
-def signal_operand(network: Network, product: Layer) -> int:
-    """Which operand of a product is the signal: the first, unless it alone is a sigmoid, of the second's shape."""
-    first, second = (network[i] for i in product.inputs)
-    gates = [x.kind == "function" and x.attrs["function"] in GATES for x in (first, second)]
-    return 1 if gates == [True, False] and first.shape == second.shape else 0
-
-
-def gate_layers(network: Network) -> tuple[str, ...]:
-    """The weighted layers that reach the output through gates only, where no relevance goes."""
-    reached = {network.output.name}
-    for layer in reversed(network.layers):
-        if layer.name in reached:
-            signal = layer.kind == "mul" and layer.inputs[signal_operand(network, layer)]
-            reached.update((signal,) if signal else layer.inputs)
-    return tuple(x.name for x in network.weighted() if x.name not in reached)
-
-
 @torch.no_grad()
 def propagate(
     module: NetworkModule, x: Tensor, rules: Mapping[str, Rule], choose: Callable[[Tensor], Tensor], see: See
 ) -> Balance:
-    """Propagate one logit per sample from the output to the input.
+    """Propagate what is explained of each sample, for example one logit, from the output to the input.
 
     Args:
         module: the network; only its forward passes are used, nothing on it is changed.
         x: inputs (N, ...).
         rules: of each layer.
-        choose: logits (N, classes) -> class per sample (N,).
+        choose: logits (N, classes) -> class per sample (N,), or weights of the logits (N, classes): the output's
+            relevance is weight * logit.
         see: called for each conv2d and linear layer.
 
     Returns:
@@ -113,8 +88,8 @@ def propagate(
     values = forward_all(module, x)
     network, modules = module.network, module.modules_by_name
     logits = values[network.output.name]
-    chosen = torch.nn.functional.one_hot(choose(logits), logits.shape[1])
-    relevance = {network.output.name: logits * chosen}
+    at_output = logits * class_weights(choose(logits), logits)
+    relevance = {network.output.name: at_output}
     absorbed = torch.zeros(len(x), dtype=torch.float64)
     found: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     for layer in reversed(network.layers[1:]):
@@ -134,41 +109,51 @@ def propagate(
         )
         absorbed += kept
     at_input = relevance.get(network.input.name, torch.zeros_like(x))
-    return Balance(batch_sums(logits * chosen), batch_sums(at_input), absorbed, at_input, found)
+    return Balance(batch_sums(at_output), batch_sums(at_input), absorbed, at_input, found)
+
+
+def rules_of(network: Network, options: RelevanceOptions) -> dict[str, Rule]:
+    """The rule of each layer as the options want it."""
+    return composite(network, options.composite, options.epsilon, options.stabiliser == "absolute")
 
 
 @METHODS.register("lrp")
-def lrp(
-    network: Network, batches: Iterable[Batch], options: RelevanceOptions, seed: int, epsilon: float = EPSILON
-) -> Scores:
-    """LRP with the composite of the options; see the module's text."""
+def lrp(network: Network, batches: Iterable[Batch], options: RelevanceOptions, seed: int) -> Scores:
+    """LRP with the composite, stabiliser and aggregate of the options; see the module's text."""
     module = NetworkModule(network).eval()
-    rules = composite(network, options.composite, epsilon)
-    sums, gates = Collector(weighted_modules(module)), gate_layers(network)
+    rules, absolute = rules_of(network, options), options.stabiliser == "absolute"
+    sums, gates = Collector(weighted_modules(module), options.aggregate), gate_layers(network)
 
     def see(name: str, a: Tensor, z: Tensor, r: Tensor) -> None:
         if name not in gates:
-            sums.add_layer(name, a, r / stabilised(z, epsilon), r)
+            sums.add_layer(name, a, r / stabilised(z, options.epsilon, absolute), r)
 
     for x, y in batches:
-        choose = partial(explained_class, labels=y, options=options)
+        choose = partial(explained_weights, labels=y, options=options)
         balance = propagate(module, x, rules, choose, see)
         sums.add_balance(balance.arrived, balance.absorbed, balance.sent)
         sums.samples += len(x)
         if gates:
             _score_gates(module, x, choose, gates, sums)
-    how = "epsilon * rms per sample"
-    told: dict[str, Any] = {"composite": options.composite, "epsilon": epsilon, "stabiliser": how}
+    return sums.scores(_told(network, options, gates))
+
+
+def _told(network: Network, options: RelevanceOptions, gates: tuple[str, ...]) -> dict[str, Any]:
+    """The parameters a map records."""
+    how = "epsilon" if options.stabiliser == "absolute" else "epsilon * rms per sample"
+    told: dict[str, Any] = {"composite": options.composite, "epsilon": options.epsilon, "stabiliser": how}
+    if options.composite.startswith("groups:"):
+        told["rules"] = rule_names(network, options.composite)
     if any(x.kind == "mul" for x in network.layers):
         told |= {"products": "the signal takes all", "scored_by_gradient": list(gates)}
-    return sums.scores(told)
+    return told
 
 
 def _score_gates(
     module: NetworkModule, x: Tensor, choose: Callable[[Tensor], Tensor], gates: tuple[str, ...], sums: Collector
 ) -> None:
-    """Count the layers that only feed gates, by gradient times activation of the explained logit."""
-    found = gradient_pass(module, x, gates, lambda logits: logits.gather(1, choose(logits)[:, None])[:, 0])
+    """Count the layers that only feed gates, by gradient times activation of what is explained."""
+    found = gradient_pass(module, x, gates, lambda logits: (logits * choose(logits)).sum(dim=1))
     for name, s in found.at.items():
         if s is not None:
             sums.add_layer(name, found.values[module.network[name].inputs[0]], s, found.values[name] * s)

@@ -7,7 +7,7 @@ is plain data and every method builds its own module from it, so nothing of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from xdeploy.model.network import Network
 from xdeploy.model.torchmodule import Conv, Dense, NetworkModule
 from xdeploy.recipe import RelevanceOptions
 from xdeploy.registry import Registry
-from xdeploy.relevance.moments import add_moments
 
 Float32 = NDArray[np.float32]
 Batch = tuple[Tensor, Tensor]  # float32 (N, *input shape), int64 (N,)
@@ -110,6 +109,8 @@ def chunks(batches: Iterable[Batch], samples: int, progress: Progress | None) ->
 def explained_class(logits: Tensor, labels: Tensor, options: RelevanceOptions) -> Tensor:
     """The class explained for each sample (N,): its label, or the one the network predicts.
 
+    Of "difference" it is the label, which the other classes are held against.
+
     Raises:
         UsageError: a label is no class of the network.
     """
@@ -120,6 +121,30 @@ def explained_class(logits: Tensor, labels: Tensor, options: RelevanceOptions) -
             f"labels go from {int(labels.min())} to {int(labels.max())}, the network has {logits.shape[1]} classes"
         )
     return labels
+
+
+def explained_weights(logits: Tensor, labels: Tensor, options: RelevanceOptions) -> Tensor:
+    """What is explained of each sample, as weights v (N, classes) of its logits z: the sum of v * z.
+
+    Of a class v is 1 for it and 0 else. Of "difference", z_label - logsumexp(z of the others), v is its gradient: 1 for
+    the label, minus the softmax among the others for them; methods that look at other inputs keep v as it is at the
+    sample itself, so what they explain is linear in the logits.
+
+    Raises:
+        UsageError: a label is no class of the network, or a difference is asked of a network with one class.
+    """
+    classes = logits.shape[1]
+    chosen = torch.nn.functional.one_hot(explained_class(logits, labels, options), classes).to(logits.dtype)
+    if options.target != "difference":
+        return chosen
+    if classes < 2:
+        raise UsageError("relevance.target = 'difference' needs two classes, the network has one")
+    return chosen - logits.detach().masked_fill(chosen > 0, -torch.inf).softmax(dim=1)
+
+
+def class_weights(chosen: Tensor, logits: Tensor) -> Tensor:
+    """Weights (N, classes) of the logits: `chosen` itself, or 1 for the class of each sample where it is (N,)."""
+    return chosen if chosen.dim() == 2 else torch.nn.functional.one_hot(chosen, logits.shape[1]).to(logits.dtype)
 
 
 def forward_all(module: NetworkModule, x: Tensor) -> dict[str, Tensor]:
@@ -135,6 +160,16 @@ def forward_all(module: NetworkModule, x: Tensor) -> dict[str, Tensor]:
     if values[layers[-1].name].dim() != 2:
         raise ModelError(f"{layers[-1].name}: only networks that end in class scores can be explained")
     return values
+
+
+def refuse_opaque(network: Network, values: Mapping[str, Tensor]) -> None:
+    """Raise the ModelError of a float part that no gradient passes: layers before it would count as unused."""
+    for layer in network.layers:
+        if layer.kind == "fallback" and not values[layer.name].requires_grad:
+            raise ModelError(
+                f"{layer.name}: no gradient passes this float part, so the layers before it cannot be scored",
+                hint="score with relevance.method = 'lrp' or 'magnitude'",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,17 +191,12 @@ def gradient_pass(
     """Forward, and gradients of `objective` (logits -> one number per sample) at the outputs of the named layers.
 
     Raises:
-        ModelError: a float part has no gradient, so that layers before it would count as unused.
+        ModelError: a float part has no gradient.
     """
     with torch.enable_grad():
         leaf, names = x.detach().requires_grad_(), tuple(names)
         values = forward_all(module, leaf)
-        for layer in module.network.layers:
-            if layer.kind == "fallback" and not values[layer.name].requires_grad:
-                raise ModelError(
-                    f"{layer.name}: no gradient passes this float part, so the layers before it cannot be scored",
-                    hint="score with relevance.method = 'lrp' or 'magnitude'",
-                )
+        refuse_opaque(module.network, values)
         found = objective(values[module.network.output.name])
         places = [leaf, *(values[n] for n in names)]
         first, *others = torch.autograd.grad(found.sum(), places, allow_unused=True)
@@ -177,61 +207,3 @@ def gradient_pass(
 def weighted_modules(module: NetworkModule) -> dict[str, Conv | Dense]:
     """The convolution and linear layers by name."""
     return {n: m for n, m in module.modules_by_name.items() if isinstance(m, Conv | Dense)}
-
-
-def batch_sums(x: Tensor) -> Tensor:
-    """Sum of each sample (N,), in float64."""
-    return x.detach().flatten(1).double().sum(dim=1)
-
-
-@dataclass(slots=True)
-class Collector:
-    """Running sums over samples; `magnitude` of |G|, `square` of G^2 (G: per-sample signal of each weight)."""
-
-    modules: Mapping[str, Conv | Dense]
-    samples: int = 0
-    magnitude: dict[str, Tensor] = field(default_factory=dict)
-    square: dict[str, Tensor] = field(default_factory=dict)
-    channel: dict[str, Tensor] = field(default_factory=dict)
-    lost: float = 0.0
-    explained: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, module in self.modules.items():
-            self.magnitude[name] = torch.zeros_like(module.weight.detach())
-            self.square[name] = torch.zeros_like(module.weight.detach())
-            self.channel[name] = torch.zeros(len(module.weight), dtype=torch.float64)
-
-    def add_layer(self, name: str, a: Tensor, s: Tensor, r: Tensor) -> None:
-        """Count one layer of one batch: its input a, the signal s and the relevance r of its output.
-
-        A channel counts the magnitude of its relevance summed over positions, for each sample: that ranked filters
-        best where it was measured (and is what Yeom et al. 2021 sum).
-        """
-        with torch.no_grad():
-            add_moments(self.modules[name], a, s, self.magnitude[name], self.square[name])
-            self.channel[name] += r.reshape(*r.shape[:2], -1).sum(dim=2).abs().double().sum(dim=0)
-
-    def add_balance(self, arrived: Tensor, absorbed: Tensor, sent: Tensor) -> None:
-        """Count conservation per sample (N,): relevance at the input, kept by biases, and sent from the output."""
-        self.lost += float((arrived + absorbed - sent).abs().sum())
-        self.explained += float(sent.abs().sum())
-
-    @property
-    def residual(self) -> float:
-        """Mean over samples of |R_in + bias share - R_out|, relative to the mean |R_out|."""
-        return self.lost / max(self.explained, 1e-30)
-
-    def scores(self, parameters: Mapping[str, Any]) -> Scores:
-        """Means over samples: weight = |w| * mean |G|, sensitivity = mean G^2, channel = mean |R|."""
-        n = max(self.samples, 1)
-        weight = {k: self.modules[k].weight.detach().abs() * v / n for k, v in self.magnitude.items()}
-        return Scores(
-            as_float32(weight), as_float32({k: v / n for k, v in self.channel.items()}),
-            as_float32({k: v / n for k, v in self.square.items()}), parameters, self.residual, self.samples,
-        )  # fmt: skip
-
-
-def as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Float32]:
-    """The tensors as numpy float32 arrays."""
-    return {k: v.detach().to(torch.float32).numpy() for k, v in tensors.items()}

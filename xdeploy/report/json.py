@@ -20,7 +20,10 @@ from xdeploy.lir.rows import origin
 from xdeploy.report.outliers import outliers
 
 SCHEMA = "xdeploy.report/1"
-_BENCH_QUANTITIES = ("flash", "ram", "arena", "stack", "instructions", "cycles", "latency", "energy")
+_BENCH_QUANTITIES = ("flash", "ram", "arena", "stack", "instructions", "cycles", "latency", "energy", "accelerator")
+_FURTHER = ("flash_parts", "classes", "cycles_parts", "boards")
+_MODELLED = {"cycles": "cycle", "energy": "J", "accelerator": "J"}  # per layer, of LayerCount
+ACCELERATOR = "accelerator-class, for comparing layers, not this board's energy"
 
 
 def collect(folder: Path) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "steps": read_json(folder / "compressed.json", "xdeploy.compressed/1")["steps"] if scored else [],
         "weights": {
             "packed_bytes": quantity(packed, "byte", "measured", note="codes, codebooks, multipliers and biases"),
-            "coded_bytes": None,
+            "coded_bytes": _coded_bytes(folder / "model.xdc"),
             "ratio_to_float": quantity(packed / source["model"]["float_bytes"]["value"], "1", "measured"),
         },
         "onnx": accuracy["onnx"],
@@ -74,6 +77,14 @@ def _relevance(relevance: RelevanceMap) -> dict[str, Any]:
     }
 
 
+def _coded_bytes(path: Path) -> dict[str, Any] | None:
+    """Length of the packed file that the run left; none for quantised files that are kept."""
+    if not path.is_file():
+        return None
+    note = "model.xdc: structure and all parameters, entropy-coded"
+    return quantity(path.stat().st_size, "byte", "measured", note=note)
+
+
 def _weight_bytes(node: Node) -> int:
     """Bytes of packed codes, codebook, and per channel a 4-byte multiplier and a 4-byte bias."""
     if node.format is None:
@@ -92,16 +103,21 @@ def _target(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     for key in _BENCH_QUANTITIES:
         summary[key] = bench.quantities.get(key)
-    summary["flash_parts"] = bench.quantities.get("flash_parts")
+    summary |= {key: bench.quantities.get(key) for key in _FURTHER}
     summary["form"] = manifest["form"]
     counts, kernels = dict[str, int](), dict[str, str]()
+    models: dict[str, dict[str, float]] = {}
     for row in bench.layers:  # the bands of a streamed layer, and the copies of rows that it keeps, are one layer
         counts[origin(row.node)] = counts.get(origin(row.node), 0) + row.instructions
+        model = models.setdefault(origin(row.node), {})
+        for key in _MODELLED:
+            if getattr(row, key) is not None:
+                model[key] = model.get(key, 0.0) + getattr(row, key)
     for node in program["nodes"]:
         names = kernels.get(origin(node["name"]), "").split(" and ")
         if node["op"] != "stack" and node["kernel"] not in names:
             kernels[origin(node["name"])] = " and ".join([*filter(None, names), node["kernel"]])
-    return {"summary": summary, "kernels": kernels, "counts": counts}
+    return {"summary": summary, "kernels": kernels, "counts": counts, "models": models}
 
 
 def _layers(
@@ -135,7 +151,11 @@ def _layers(
 def _on_target(node: str, target: Mapping[str, Any], notes: Mapping[str, str]) -> dict[str, Any]:
     count = target["counts"].get(node)
     instructions = None if count is None else quantity(count, "instruction", "emulated")
-    return {"kernel": target["kernels"].get(node), "instructions": instructions, "note": notes.get(node)}
+    model = target["models"].get(node, {})
+    values = {key: quantity(model[key], unit, "modelled") if key in model else None for key, unit in _MODELLED.items()}
+    if values["accelerator"]:
+        values["accelerator"]["note"] = ACCELERATOR
+    return {"kernel": target["kernels"].get(node), "instructions": instructions, "note": notes.get(node), **values}
 
 
 def render(report: Mapping[str, Any]) -> str:

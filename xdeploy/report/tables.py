@@ -26,9 +26,13 @@ def number(quantity: Mapping[str, Any] | None, scale: float = 1.0, digits: int =
 
 
 def labelled(quantity: Mapping[str, Any] | None, scale: float = 1.0, digits: int = 0) -> str:
-    """As `number`, followed by how the number was obtained."""
+    """As `number`, with the error bar of a modelled one, followed by how it was obtained."""
     text = number(quantity, scale, digits)
-    return text if text == "-" or quantity is None else f"{text} {quantity['how']}"
+    if text == "-" or quantity is None:
+        return text
+    bounds = [f"{quantity[k] / scale:,.{digits}f}" for k in ("low", "high") if quantity.get(k) is not None]
+    bar = f" ({bounds[0]}..{bounds[1]})" if quantity["how"] == "modelled" and len(bounds) == 2 else ""
+    return f"{text}{bar} {quantity['how']}"
 
 
 def headline(report: Mapping[str, Any]) -> Table:
@@ -37,6 +41,7 @@ def headline(report: Mapping[str, Any]) -> Table:
     rows = (
         ("accuracy, %", labelled(accuracy["float"], 1, 2), labelled(accuracy["deployed"], 1, 2)),
         ("weights, bytes", labelled(model["float_bytes"]), labelled(weights["packed_bytes"])),
+        ("the model, entropy-coded, bytes", "", labelled(weights["coded_bytes"])),
         ("share of float32 weights", "1.000", labelled(weights["ratio_to_float"], 1, 3)),
         ("MACs", f"{model['macs']:,}", f"{sum(x['macs'] for x in report['layers']):,}"),
     )
@@ -68,7 +73,9 @@ def targets(report: Mapping[str, Any]) -> Table:
         numbers = (labelled(t[key], scale, digits) for key, scale, digits in _TARGET_COLUMNS.values())
         rows.append((name, t["isa"], verdict, *numbers))
     columns = ("target", "ISA", "against the reference", *_TARGET_COLUMNS)
-    return Table("Targets", columns, "<<<" + ">" * len(_TARGET_COLUMNS), tuple(rows), _TARGET_NOTE)
+    models = {n: t["cycles"]["note"].partition(";")[0] for n, t in report["targets"].items() if t["cycles"]}
+    note = "; ".join((_TARGET_NOTE, *(f"cycles of {name}: {said}" for name, said in models.items())))
+    return Table("Targets", columns, "<<<" + ">" * len(_TARGET_COLUMNS), tuple(rows), note)
 
 
 def layers(report: Mapping[str, Any]) -> Table:
@@ -78,6 +85,45 @@ def layers(report: Mapping[str, Any]) -> Table:
     columns = ("origin", "op", "shape", "MACs", "weights", "activations", "channels", "relevance, %", "bytes")
     titles = tuple(f"insn {n} ({report['targets'][n]['instructions']['how']})" for n in names)
     return Table("Layers", (*columns, *titles), "<<<>" + "<<>>>" + ">" * len(names), rows)
+
+
+_MODEL_COLUMNS = {
+    "cycles": ("cycles", 1.0, 0),
+    "energy, uJ": ("energy", 1e-6, 2),
+    "proxy, nJ": ("accelerator", 1e-9, 1),
+}
+_MODEL_NOTE = (
+    "energy: cycles times the board's energy per cycle; proxy: operations and memory accesses of accelerator-class "
+    "logic, for comparing layers, not this board's energy"
+)
+
+
+def model(report: Mapping[str, Any]) -> Table:
+    """What is modelled of each layer, for the targets that have it."""
+    layers = report["layers"]
+    columns = {
+        f"{title} {name}": (name, *column)
+        for name in report["targets"]
+        for title, column in _MODEL_COLUMNS.items()
+        if any(x["targets"][name].get(column[0]) for x in layers)
+    }
+    rows = tuple(
+        (x["origin"], *(number(x["targets"][n].get(key), scale, digits) for n, key, scale, digits in columns.values()))
+        for x in layers
+        if columns
+    )
+    return Table("Layers, modelled", ("origin", *columns), "<" + ">" * len(columns), rows, _MODEL_NOTE)
+
+
+def mix(report: Mapping[str, Any]) -> Table:
+    """Executed instructions by class, in percent."""
+    found = {name: t["classes"] for name, t in report["targets"].items() if t.get("classes")}
+    classes = list(next(iter(found.values()), {}))
+    rows = []
+    for name, counts in found.items():
+        total = sum(q["value"] for q in counts.values()) or 1
+        rows.append((name, *(f"{100 * counts[c]['value'] / total:.1f}" for c in classes)))
+    return Table("Instruction mix, % (emulated)", ("target", *classes), "<" + ">" * len(classes), tuple(rows))
 
 
 def _layer(x: Mapping[str, Any], names: list[str]) -> tuple[str, ...]:
@@ -137,4 +183,13 @@ def facts(report: Mapping[str, Any]) -> list[str]:
 
 def all_tables(report: Mapping[str, Any]) -> list[Table]:
     """Every table in reading order."""
-    return [headline(report), targets(report), steps(report), layers(report), slow(report), kernels(report)]
+    return [
+        headline(report),
+        targets(report),
+        mix(report),
+        steps(report),
+        layers(report),
+        model(report),
+        slow(report),
+        kernels(report),
+    ]

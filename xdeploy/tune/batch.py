@@ -116,7 +116,10 @@ def measured(jobs: Sequence[Job], target: Target) -> list[Figures]:
     with tempfile.TemporaryDirectory(prefix="xdeploy-tune-") as scratch:
         folder = Path(scratch)
         artifact = _linked(batch, folder)
-        runner, codes = runner_for(artifact, batch.target, None), batch.codes()
+        bare = replace(
+            batch.target, cycles={}
+        )  # wait states depend on where in an image code lies: not of a kernel alone
+        runner, codes = runner_for(artifact, bare, None), batch.codes()
         ran, extremes = runner.run(codes[:1]), runner.run(codes[1:])  # the extremes may take rare paths: not counted
         elf = read_elf(folder / artifact.manifest["products"]["board" if ran.runner == "qemu" else "bare"])
     return list(_figures(batch, ran, np.concatenate([ran.outputs, extremes.outputs]), elf))
@@ -134,6 +137,7 @@ def _linked(batch: Batch, folder: Path) -> Artifact:
     p, sizes = batch.program, {k: t.size for k, t in package.graph.tensors.items()}
     manifest = {
         "target": batch.target.name, "isa": batch.target.isa, "kind": batch.target.kind,
+        "machine": str(batch.target.compiler["triple"]).partition("-")[0],
         "input": {"bytes": sizes["x"], "shape": [sizes["x"]]}, "output": {"bytes": sizes["y"], "shape": [sizes["y"]]},
         "arena": {"bytes": p.arena, "align": p.align},
         "symbols": {"run": f"{package.name}_run", "calls": [c.symbol for c in p.calls]},

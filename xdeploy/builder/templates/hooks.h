@@ -5,6 +5,6 @@ $banner
 
 extern ${upper}_API void (*${name}_layer_end)(int layer);
 
-#define XD_LAYER_END(i) do { if (${name}_layer_end != 0) { ${name}_layer_end(i); } } while (0)
+#define ${prefix_upper}_LAYER_END(i) do { if (${name}_layer_end != 0) { ${name}_layer_end(i); } } while (0)
 
 #endif

@@ -1,0 +1,21 @@
+# zig cc (from zig's own site, or the package ziglang: -DZIG="python3;-m;ziglang") for the core of a board
+set(CMAKE_SYSTEM_NAME Generic)
+set(CMAKE_SYSTEM_PROCESSOR arm)
+set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
+list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES BOARD ZIG)
+
+set(BOARD mps2-an386 CACHE STRING "mps2-an386 or mps3-an547")
+if(BOARD STREQUAL "mps2-an386")
+  set(core "-mcpu=cortex_m4")
+elseif(BOARD STREQUAL "mps3-an547")
+  set(core "-mcpu=cortex_m55")
+else()
+  message(FATAL_ERROR "BOARD is ${BOARD}: mps2-an386 and mps3-an547 are known")
+endif()
+
+set(ZIG zig CACHE STRING "the command, words separated by semicolons")
+set(CMAKE_C_COMPILER ${ZIG} cc)
+set(CMAKE_ASM_COMPILER ${ZIG} cc)
+set(CMAKE_ASM_COMPILER_ID Clang)
+set(CMAKE_C_FLAGS_INIT "-target thumb-freestanding-eabihf ${core} -fno-sanitize=all")
+set(CMAKE_ASM_FLAGS_INIT "${CMAKE_C_FLAGS_INIT}")
