@@ -38,8 +38,9 @@ def needs(*programs: str) -> pytest.MarkDecorator:
 needs_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the host target is x86-64")
 
 
+# the first build for Armv7 compiles a C library for two minutes
 @needs("qemu-aarch64", "qemu-arm")
-@pytest.mark.parametrize("name", ["cortex-a72", "cortex-a7"])
+@pytest.mark.parametrize("name", ["cortex-a72", pytest.param("cortex-a7", marks=pytest.mark.slow)])
 def test_two_emulators_one_count(built: Built, name: str) -> None:
     artifact, golden = built(name)
     target = load_target(name)
@@ -77,6 +78,7 @@ def test_host_code_and_single_steps(built: Built, monkeypatch: pytest.MonkeyPatc
     assert by_blocks.quantities["stack"]["value"] <= artifact.manifest["stack_bound"]
 
 
+@pytest.mark.slow
 @needs("qemu-arm")
 def test_portable_form_on_armv7(tmp_path: Path) -> None:
     graph, golden = separable_network()

@@ -47,13 +47,13 @@ class Loaded:
         with Path(path).open("rb") as file:
             table = ELFFile(file).get_section_by_name(".dynsym")
             sizes = {s.name: s["st_size"] for s in table.iter_symbols()}
-        self.library = ctypes.CDLL(str(path))
+        self.loaded = ctypes.CDLL(str(path))
         self.parts = [(c, sizes[c]) for c in manifest["symbols"]["constants"]]
         self.bytes = [np.frombuffer(self._memory(n, size), np.uint8) for n, size in self.parts]
         self.arena = np.zeros(manifest["arena"]["bytes"] + 64, np.int8)
 
     def _memory(self, name: str, size: int) -> Any:
-        memory = (ctypes.c_uint8 * size).in_dll(self.library, name)
+        memory = (ctypes.c_uint8 * size).in_dll(self.loaded, name)
         start = ctypes.addressof(memory) & -4096
         length = -(-(ctypes.addressof(memory) + size - start) // 4096) * 4096
         libc = ctypes.CDLL(None, use_errno=True)
@@ -61,12 +61,12 @@ class Loaded:
         return memory
 
     def verify(self) -> int:
-        return int(self.library.xd_net_verify())
+        return int(self.loaded.xd_net_verify())
 
     def selftest(self) -> int:
         start = self.arena.ctypes.data + -self.arena.ctypes.data % 64
-        self.library.xd_net_selftest.argtypes = [ctypes.c_void_p]
-        return int(self.library.xd_net_selftest(start))
+        self.loaded.xd_net_selftest.argtypes = [ctypes.c_void_p]
+        return int(self.loaded.xd_net_selftest(start))
 
     def flip(self, bit: int, mask: int) -> None:
         """Change the bits of `mask` from position `bit` of all constants, one behind the other."""

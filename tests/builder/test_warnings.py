@@ -49,7 +49,7 @@ def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("compiler", [pytest.param(c, marks=pytest.mark.slow) if c == "zig" else c for c in COMPILERS])
 def test_whole_package(package: Path, compiler: str, language: str, tmp_path: Path) -> None:
     more = ["-DXD_NET_SELFTEST", f"-I{package / 'include'}", f"-I{package / 'src'}"]
     compile_all(sorted(package.glob("src/*.c")), compiler, language, tmp_path, *more)

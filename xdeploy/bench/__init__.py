@@ -103,15 +103,11 @@ def bench(
     except DeviceError as error:
         return result("differs", str(error))
     environment |= ran.environment
-    found = None
-    if ran.blocks and ran.elf is not None:
-        found = cycles(ran.blocks, ran.elf, len(golden.input_codes), target.cycles, ran.waits)
+    found = _cycles(ran, target, len(golden.input_codes))
     layers = _layers(image, ran, target, len(golden.input_codes), found)
     quantities |= _counted(image, ran, len(golden.input_codes))
     quantities |= cycle_quantities(found, target.cycles, target.energy) if found else {}
-    if layers:
-        proxies = (x.accelerator for x in layers if x.accelerator is not None)
-        quantities["accelerator"] = quantity(significant(sum(proxies)), "J", "modelled", note=LABEL)
+    quantities |= _accelerator(layers)
     times = runner.latency(golden.input_codes, options.repeats) if isinstance(runner, HostRunner) else ran.times
     if times is not None:
         quantities["latency"] = _latency(times)
@@ -182,6 +178,11 @@ def _latency(times: NDArray[np.float64]) -> dict[str, Any]:
     return quantity(middle, "s", "measured", low=low, high=high, n=len(times), note=note)
 
 
+def _cycles(ran: Ran, target: Target, inputs: int) -> Cycles | None:
+    """The model's cycles where blocks were counted."""
+    return cycles(ran.blocks, ran.elf, inputs, target.cycles, ran.waits) if ran.blocks and ran.elf is not None else None
+
+
 def _layers(image: Image, ran: Ran, target: Target, inputs: int, found: Cycles | None) -> tuple[LayerCount, ...]:
     """A row per kernel call and one for the executor; cycles and mix are the mean over all inputs."""
     if not ran.layers:
@@ -201,6 +202,12 @@ def _layers(image: Image, ran: Ran, target: Target, inputs: int, found: Cycles |
         mix = {k: round(v) for k, v in grouped(mixes[i]).items()} if i in mixes else {}
         rows[i] = replace(row, cycles=None if taken is None else round(taken, 1), energy=energy, mix=mix)
     return tuple(rows)
+
+
+def _accelerator(layers: Sequence[LayerCount]) -> dict[str, Any]:
+    """The sum of the layers' proxies, where there are layers."""
+    proxies = [x.accelerator for x in layers if x.accelerator is not None]
+    return {"accelerator": quantity(significant(sum(proxies)), "J", "modelled", note=LABEL)} if layers else {}
 
 
 def _proxy(node: Mapping[str, Any], image: Image) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -12,12 +13,12 @@ from xdeploy.compress.calibrate import calibrate
 from xdeploy.compress.check import check_plan
 from xdeploy.compress.checkpoint import Checkpoint
 from xdeploy.compress.compact import PLAIN, Rules
-from xdeploy.compress.ecq import Constraint, Rescore, constraint_of
+from xdeploy.compress.ecq import Rescore, constraint_of
 from xdeploy.compress.fakequant import FakeQuantModule, accuracy
 from xdeploy.compress.integer import quantise_layer
 from xdeploy.compress.model import CompressedModel, QuantisedWeight
 from xdeploy.compress.prune import kept_channels, prune_network, prune_relevance
-from xdeploy.compress.trainable import TrainableModule
+from xdeploy.compress.recover import Setting, assign_once, fine_tune
 from xdeploy.compress.zeros import masks, with_zeros
 from xdeploy.errors import UsageError
 from xdeploy.formats import Float64, QParams
@@ -95,35 +96,41 @@ def compress(
         PlanError: the plan does not fit the network. UsageError: data are missing. UnsupportedError: a layer does not
         fit into int32.
     """
-    check_plan(network, plan)
-    if recover.epochs > 0 and train is None:
-        raise UsageError("recover.epochs > 0 needs training data", hint="set recover.epochs = 0 or give --data")
+    _check(network, plan, recover, train)
     log = StepLog(validation if measure_steps else None, progress)
     log.start(NetworkModule(network).eval())
-    pruned = prune_network(network, plan)
-    if kept_channels(plan):
-        log.step("prune", NetworkModule(pruned).eval())
-        if relevance is not None:
-            relevance = rescore(pruned, 0) if rescore is not None else prune_relevance(network, relevance, plan)
+    pruned, relevance = _pruned(network, plan, relevance, rescore, log)
     rules = rules_of(plan, options, ecq)
     model = quantise(pruned, plan, relevance, io, calibration, options, progress, memory, rules)
     log.step("quantise", FakeQuantModule(model))
-
-    def constrain(module: TrainableModule) -> Constraint | None:
-        return constraint_of(module, ecq, rescore, relevance)
-
+    constrain = partial(constraint_of, options=ecq, rescore=rescore, relevance=relevance)
+    setting = Setting(constrain, rules, network, checkpoint, train_steps)
     if recover.epochs > 0 and train is not None:
-        from xdeploy.compress.recover import Setting, fine_tune
-
-        setting = Setting(constrain, rules, network, checkpoint, train_steps)
         model = fine_tune(model, train, validation, recover, seed, progress, setting)
         log.step("recover", FakeQuantModule(model))
     elif ecq is not None and ecq.method != "off":
-        from xdeploy.compress.recover import assign_once
-
         model = assign_once(model, constrain, rules)
         log.step("assign", FakeQuantModule(model))
     return replace(model, steps=tuple(log.steps))
+
+
+def _check(network: Network, plan: CompressionPlan, recover: RecoverOptions, train: Train | None) -> None:
+    check_plan(network, plan)
+    if recover.epochs > 0 and train is None:
+        raise UsageError("recover.epochs > 0 needs training data", hint="set recover.epochs = 0 or give --data")
+
+
+def _pruned(
+    network: Network, plan: CompressionPlan, relevance: RelevanceMap | None, rescore: Rescore | None, log: StepLog
+) -> tuple[Network, RelevanceMap | None]:
+    """The network without the channels that go, and scores of what is left."""
+    pruned = prune_network(network, plan)
+    if not kept_channels(plan):
+        return pruned, relevance
+    log.step("prune", NetworkModule(pruned).eval())
+    if relevance is None:
+        return pruned, None
+    return pruned, rescore(pruned, 0) if rescore is not None else prune_relevance(network, relevance, plan)
 
 
 def rules_of(plan: CompressionPlan, options: CompressOptions, ecq: EcqOptions | None) -> Rules:
