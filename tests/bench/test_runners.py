@@ -85,6 +85,7 @@ def test_qemu(built: Built, name: str) -> None:
         for a, b in zip(other.layers, m.layers, strict=True):
             same = {"cycles": None, "energy": None}
             assert dataclasses.replace(a, **same) == dataclasses.replace(b, **same)
+        assert other.quantities["stack"]["value"] == m.quantities["stack"]["value"]
         # code lies elsewhere in the two images, so other lines of it share a cache
         cycles = [sum(x.cycles or 0 for x in found.layers) for found in (m, other)]
         assert cycles[0] == pytest.approx(cycles[1], rel=0.1)

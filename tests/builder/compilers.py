@@ -18,11 +18,10 @@ from xdeploy.target import load_target
 CORES = ("cortex-m0plus", "cortex-m3", "cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
 COMMON = [
     "-pedantic", "-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wsign-conversion", "-Wshadow", "-Wundef",
-    "-Wcast-qual", "-Wdouble-promotion", "-Wvla", "-Wnull-dereference", "-Wformat=2",
+    "-Wcast-qual", "-Wdouble-promotion", "-Wvla", "-Wframe-larger-than=1024", "-Wnull-dereference", "-Wformat=2",
 ]  # fmt: skip
-STACK = {"host": 2048}  # bytes a function may use; where memory is plenty, compilers unroll and spill more
 C = ["-Wstrict-prototypes", "-Wmissing-prototypes"]
-GCC = ["-Wcast-align=strict"]
+GCC = ["-Wcast-align=strict", "-Wstack-usage=1024"]
 CLANG = [
     "-Wcast-align",
     "-fno-sanitize=all",
@@ -34,17 +33,15 @@ CLANG = [
 
 def command(compiler: str, core: str) -> list[str]:
     """The compiler with its flags for a core ("host" for this machine), warnings included, but for the language's."""
-    stack = STACK.get(core, 1024)
-    common = [*COMMON, f"-Wframe-larger-than={stack}"]
     if compiler == "zig":
         own = load_target(core).compiler if core != "host" else {}
         where = ["-target", str(own["triple"]), *own["flags"]] if own else []
-        return [sys.executable, "-m", "ziglang", "cc", *where, *common, *CLANG]
+        return [sys.executable, "-m", "ziglang", "cc", *where, *COMMON, *CLANG]
     name = "gcc" if core == "host" else "arm-none-eabi-gcc"
     if shutil.which(name) is None:
         pytest.skip(f"{name} is not installed")
     own_flags = [] if core == "host" else [str(f) for f in load_target(core).compiler["gcc_flags"]]
-    return [name, *own_flags, *common, f"-Wstack-usage={stack}", *GCC]
+    return [name, *own_flags, *COMMON, *GCC]
 
 
 def compile_c(words: Sequence[str], folder: Path, out: Path) -> list[Path]:
