@@ -94,13 +94,18 @@ def codebook_codes(
         codes int8 (O, ...) in 0..2^bits-1, codebook int8 (2^bits,) strictly ascending, scale float32 (O,).
     """
     rows = _rows(weight)
-    scale = _floored(np.abs(rows).max(axis=1, initial=0.0) / 127.0, floor).astype(np.float32)
+    scale = channel_scale(weight, floor)
     wide = scale.astype(np.float64)[:, None]
     unit = np.clip(rows / wide, -127.0, 127.0)
     cost = np.broadcast_to(wide**2, rows.shape) if h is None else wide**2 * _rows(h)
     book = best_codebook(unit.ravel(), cost.ravel(), 2**fmt.bits, zero)
     codes = nearest_entry(unit, book)
     return codes.reshape(weight.shape), book, scale
+
+
+def channel_scale(weight: AnyFloat, floor: Float64 | None = None) -> Float32:
+    """The scale (O,), > 0, with which the largest magnitude of each channel of a weight (O, ...) is 127."""
+    return _floored(np.abs(_rows(weight)).max(axis=1, initial=0.0) / 127.0, floor).astype(np.float32)
 
 
 def nearest_entry(unit: AnyFloat, book: Int8) -> Int8:

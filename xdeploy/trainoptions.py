@@ -17,20 +17,18 @@ class RecoverOptions:
     batch: int = 128
     momentum: float = 0.9
     optimiser: str = "sgd"  # sgd (with momentum) | adam
-    # unit of lr: absolute | relative: the root mean square of each tensor when training starts
-    rate: str = "absolute"
     decay: float = 0.0  # share of the weights that is lost per step, in units of lr (its schedule included)
     average: float = 0.0  # moving average of all that learns, which is what is kept: share of the past; 0: none
     distill: float = 0.0  # share of the loss that is the divergence from the float model's outputs, 0..1
     temperature: float = 4.0  # of distill, what softens both outputs
     # of convolutions and products: auto (bfloat16 on CPUs that have it, channels last) | float32 | bfloat16
     precision: str = "auto"
+    batchnorm: bool = True  # behind each hidden layer while training, folded into its scales and bias after
     augment: bool = True  # random crop (pad 4) and flip for images of 16 pixels and more
 
     def __post_init__(self) -> None:
         _one_of("recover.schedule", self.schedule, ("cosine", "constant"))
         _one_of("recover.optimiser", self.optimiser, ("sgd", "adam"))
-        _one_of("recover.rate", self.rate, ("absolute", "relative"))
         _one_of("recover.precision", self.precision, ("auto", "float32", "bfloat16"))
         _within("recover.epochs", self.epochs, 0, 10**6)
         _within("recover.batch", self.batch, 1, 10**6)

@@ -57,7 +57,7 @@ def saved(model: CompressedModel, folder: Path) -> bytes:
 @pytest.mark.parametrize(
     "more",
     [
-        {"optimiser": "adam", "rate": "relative", "average": 0.9},
+        {"optimiser": "adam", "average": 0.9},
         {"method": "ecq", "distill": 0.5},
         {"method": "off", "ramp": 0.9},
     ],
@@ -136,29 +136,6 @@ def module_of(formats: tuple[str, ...] = ("int4", "c3s8"), **more) -> TrainableM
     return TrainableModule(model, **more)
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
-def test_relative_rates_do_not_see_the_size_of_a_layer(optimiser):
-    """A step of w = unit * v is unit times the step of v."""
-    moved = []
-    for size in (1.0, 1000.0):
-        module = module_of(("int4",))
-        layer = module.layer("b")
-        with torch.no_grad():
-            layer.weight *= size
-        before = layer.weight.detach().clone()
-        options = RecoverOptions(epochs=1, lr=0.01, optimiser=optimiser, rate="relative", schedule="constant")
-        step = Optimiser(module, options)
-        step.set_rate(0.0)
-        direction = torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
-        layer.weight.grad = direction * 1e-2 / size  # the same function of w / size
-        step.step()
-        moved.append((layer.weight.detach() - before) / size)
-    torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=1e-7)
-    unit = float((before / 1000).square().mean().sqrt())
-    expected = -0.01 * unit * direction.sign() if optimiser == "adam" else -0.01 * unit**2 * direction * 1e-2
-    torch.testing.assert_close(moved[0], expected, rtol=1e-2, atol=1e-6)
-
-
 def test_decay_takes_its_share_of_weights_only():
     module = module_of()
     step = Optimiser(module, RecoverOptions(epochs=1, lr=0.1, decay=0.5))
@@ -207,7 +184,7 @@ def test_bfloat16_is_near_float32_and_learns():
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("optimiser", "lamb"), ("rate", "layer"), ("precision", "half"), ("distill", 1.1), ("temperature", 0.0),
+    [("optimiser", "lamb"), ("precision", "half"), ("distill", 1.1), ("temperature", 0.0),
      ("average", 1.0), ("decay", -1.0), ("momentum", np.nan), ("epochs", -1), ("batch", 0)],
 )  # fmt: skip
 def test_wrong_options_are_refused(option, value):

@@ -74,7 +74,8 @@ def compress(
         plan: one line per weighted layer.
         relevance: scores of `network`; their sensitivity weighs the weights' errors. None: all weigh the same.
         io: input and output of the model; its codes are filled in.
-        calibration: gives batches of inputs that set the activation ranges.
+        calibration: gives batches of inputs that set the activation ranges, and the statistics of fine-tuning's
+            BatchNorm.
         train: epoch number -> labelled batches to fine-tune with; only needed for recover.epochs > 0.
         validation: gives labelled batches to measure and select with; None: accuracies are not measured.
         options: how codes are found.
@@ -104,7 +105,7 @@ def compress(
     model = quantise(pruned, plan, relevance, io, calibration, options, progress, memory, rules)
     log.step("quantise", FakeQuantModule(model))
     constrain = partial(constraint_of, options=ecq, rescore=rescore, relevance=relevance)
-    setting = Setting(constrain, rules, network, checkpoint, train_steps)
+    setting = Setting(constrain, rules, network, checkpoint, train_steps, calibration)
     if recover.epochs > 0 and train is not None:
         model = fine_tune(model, train, validation, recover, seed, progress, setting)
         log.step("recover", FakeQuantModule(model))

@@ -104,6 +104,6 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 @torch.no_grad()
 def restore_parameters(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a module its parameters back."""
-    for name, parameter in module.named_parameters():
-        parameter.copy_(tensors[name])
+    """Give a module its parameters and buffers back."""
+    for name, held in (*module.named_parameters(), *module.named_buffers()):
+        held.copy_(tensors[name])

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from xdeploy.compress.entropy import Assigner, Levels, nearest_costs
 from xdeploy.compress.fakequant import real_network
+from xdeploy.compress.learning import TrainableLayer
 from xdeploy.compress.masks import Pruning, zeros_at
-from xdeploy.compress.trainable import TrainableLayer, TrainableModule
+from xdeploy.compress.trainable import TrainableModule
 from xdeploy.errors import UsageError
 from xdeploy.handover import RelevanceMap
 from xdeploy.model.network import Network
@@ -146,8 +147,8 @@ class EntropyConstraint:
                 layer.assigned = None
                 continue
             signal = self.relevance.get(name)
-            relevance = None if signal is None else layer.weight.abs() * signal
-            worth = layer.wide().square()
+            relevance = None if signal is None else layer.real().abs() * signal
+            worth = layer.steps().square()
             worth = worth / worth.mean()
             found = assigner.assign(layer.units(), levels, self.share[name], relevance, worth, follow)
             layer.assigned = codes_of(layer, found)

@@ -18,7 +18,7 @@ from xdeploy.compress.calibrate import MOVERS
 from xdeploy.compress.model import CompressedModel, QuantisedWeight
 from xdeploy.formats import QParams
 from xdeploy.model.network import Network
-from xdeploy.model.torchmodule import Conv, Dense, NetworkModule
+from xdeploy.model.torchmodule import NetworkModule
 
 
 class Replace(torch.autograd.Function):
@@ -83,16 +83,12 @@ class FakeQuantModule(nn.Module):
         self.inner = NetworkModule(real_network(compressed.network, compressed.weights, compressed.activations))
         self.eval()
 
-    def layer_parameters(self, name: str, module: Conv | Dense) -> tuple[Tensor, Tensor]:
-        """Weight and bias that the forward pass uses for a layer."""
-        assert module.bias is not None  # both kinds are always built with one
-        return module.weight, module.bias
-
     def _layer(self, name: str, module: nn.Module, xs: list[Tensor]) -> Tensor:
-        if isinstance(module, Conv | Dense):
-            return module.run(xs[0], *self.layer_parameters(name, module))
         result: Tensor = module(*xs)
         return result
+
+    def _fake_quantise(self, y: Tensor, q: QParams) -> Tensor:
+        return fake_quantise(y, q)
 
     def values(self, x: Tensor, keep: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Real values by layer name for the layers in `keep` (None: all quantised ones), and the network's output."""
@@ -108,7 +104,7 @@ class FakeQuantModule(nn.Module):
             )
             q = self.activations.get(layer.name)
             moved = layer.kind in MOVERS and layer.kind != "clip" and self._keeps_codes(layer.inputs)
-            live[layer.name] = y if q is None or moved else fake_quantise(y, q)
+            live[layer.name] = y if q is None or moved else self._fake_quantise(y, q)
             for name in set(layer.inputs) - wanted:
                 if last[name] == k:
                     del live[name]

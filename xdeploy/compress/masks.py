@@ -59,7 +59,7 @@ class Pruning:
             order, _ = order_of(line)
             scored = None if relevance is None else relevance.weight.get(name)
             if order not in ("magnitude", "lamp"):  # which in one layer is magnitude
-                self.fixed[name] = scores(order, module.layer(name).weight.detach().numpy(), scored)
+                self.fixed[name] = scores(order, module.layer(name).compared().numpy(), scored)
         self.zeros: dict[str, Tensor] = {}  # True where a weight is zero for good
 
     def gradients(self) -> None:
@@ -73,14 +73,14 @@ class Pruning:
     def step(self, done: float) -> None:
         """Zero what is least; what is zero stays so."""
         for name, line in self.lines.items():
-            weight = self.module.layer(name).weight
-            zeros = self.zeros.get(name)
+            layer, zeros = self.module.layer(name), self.zeros.get(name)
+            weight = layer.weight
             if zeros is not None:
                 weight[zeros] = 0.0
             last = weight.numel() - kept_count(line.density or 0.0, weight.numel())
             count = round(zeros_at(0.0, last, done, self.ramp))
             if zeros is None or int(zeros.sum()) < count:
-                self.zeros[name] = torch.from_numpy(self._least(name, weight.numpy(), count))
+                self.zeros[name] = torch.from_numpy(self._least(name, layer.compared().numpy(), count))
                 weight[self.zeros[name]] = 0.0
 
     def _least(self, name: str, weight: Float32, count: int) -> Mask:

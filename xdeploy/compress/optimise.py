@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from xdeploy.compress.learning import NormalisedLayer, new_size
 from xdeploy.compress.trainable import TrainableModule
 from xdeploy.model.network import Network
 from xdeploy.model.torchmodule import NetworkModule
@@ -21,18 +22,14 @@ LARGEST_GRADIENT = 5.0  # norm; straight-through gradients of few bits spike now
 class Optimiser:
     """SGD with momentum or Adam over all that learns in a module.
 
-    With recover.rate = "relative" every tensor learns in units of its own first root mean square: folding BatchNorm
-    leaves layers whose weights differ by orders of magnitude, and one absolute rate is wrong for most of them. That is
-    the training of v in w = unit * v: gradients are multiplied by the unit, and so are steps.
+    Layers with BatchNorm behind them are held so that usual rates fit. The others of such a network learn in the unit
+    in which their weights have the size of a new network's, for the same reason: that is the training of v in
+    w = unit * v, so gradients are multiplied by the unit, and so are steps.
     """
 
     def __init__(self, module: TrainableModule, options: RecoverOptions) -> None:
         self.module, self.options = module, options
-        groups = [
-            {"params": [p], "unit": 1.0 if options.rate == "absolute" else unit}
-            for p, unit in _units(module)
-            if p.requires_grad
-        ]
+        groups = [{"params": [p], "unit": unit} for p, unit in _units(module) if p.requires_grad]
         self.torch: torch.optim.Optimizer = (
             torch.optim.Adam(groups, lr=options.lr)
             if options.optimiser == "adam"
@@ -67,11 +64,15 @@ class Optimiser:
 
 
 def _units(module: TrainableModule) -> Iterator[tuple[nn.Parameter, float]]:
-    """Every parameter once, and its root mean square (a bias of zeros: its layer's weight's)."""
-    size = {id(layer.bias): _rms(layer.weight) for layer in module.layers()}
+    """Every parameter once, and its weights' size over a new network's where it is of a layer without BatchNorm."""
+    sizes: dict[int, float] = {}
+    for layer in module.layers() if module.norms else ():
+        if isinstance(layer, NormalisedLayer):
+            continue
+        unit = _rms(layer.weight) / new_size(layer.weight) or 1.0
+        sizes |= {id(p): unit for p in (layer.weight, layer.scale, layer.entries) if p is not None}
     for parameter in module.parameters():
-        own = _rms(parameter)
-        yield parameter, own if own > 0 else size.get(id(parameter), 0.0) or 1.0
+        yield parameter, sizes.get(id(parameter), 1.0)
 
 
 def _rms(x: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from xdeploy.compress.compact import PLAIN, Rules
 from xdeploy.compress.ecq import Constraint
 from xdeploy.compress.fakequant import FakeQuantModule, accuracy
 from xdeploy.compress.model import CompressedModel
+from xdeploy.compress.normalise import moments
 from xdeploy.compress.optimise import Average, Optimiser, Teacher, channels_last, has_bfloat16, loss, squashes
 from xdeploy.compress.trainable import TrainableModule
 from xdeploy.errors import UsageError
@@ -44,6 +45,7 @@ class Setting:
     teacher: the float network, for recover.distill.
     checkpoint: where the state is kept after every epoch, and found again.
     steps: batches in an epoch; None: they are counted.
+    inputs: what statistics of BatchNorm are taken of; None: the first epoch's.
     """
 
     constrain: Constrain = lambda _: None
@@ -51,6 +53,7 @@ class Setting:
     teacher: Network | None = None
     checkpoint: Checkpoint | None = None
     steps: int | None = None
+    inputs: Callable[[], Iterable[Tensor]] | None = None
 
 
 def fine_tune(
@@ -106,16 +109,22 @@ class _Tuning:
         progress: Progress | None,
     ) -> None:
         self.train, self.validation, self.options, self.progress = train, validation, options, progress
-        self.start, self.checkpoint = model, setting.checkpoint
+        self.start, self.checkpoint, self.inputs = model, setting.checkpoint, setting.inputs
         self.bfloat16 = has_bfloat16() if options.precision == "auto" else options.precision == "bfloat16"
-        self.module = TrainableModule(model, setting.rules, self.bfloat16)
+        self.steps = setting.steps or _count(train(0))
+        norms = moments(model.network, self._sample()) if options.batchnorm else None
+        self.module = TrainableModule(model, setting.rules, self.bfloat16, norms)
         self.optimiser = Optimiser(self.module, options)
         self.constraint = setting.constrain(self.module)
         self.average = Average(self.module, options.average) if options.average > 0 else None
         self.teacher = self._teacher(setting.teacher)
-        self.steps = setting.steps or _count(train(0))
         self.best, self.top = model, -1.0
         self.epoch = 0
+
+    def _sample(self) -> Iterator[Tensor]:
+        """Inputs that statistics of BatchNorm are taken of."""
+        found = (x for x, _ in self.train(0)) if self.inputs is None else self.inputs()
+        return (channels_last(x) for x in found)
 
     def _teacher(self, network: Network | None) -> Teacher | None:
         if self.options.distill == 0.0:
@@ -174,6 +183,7 @@ class _Tuning:
             self._follow_parameters()
             if self.constraint is not None and self.average is not None:
                 self.constraint.assign()
+            self.module.settle(self._sample())
             frozen = self.module.freeze()
         self._follow_parameters()
         for layer, assigned in zip(self.module.layers(), codes, strict=True):
@@ -192,7 +202,7 @@ class _Tuning:
     def _save(self) -> None:
         if self.checkpoint is None:
             return
-        tensors = under("module", dict(self.module.named_parameters()))
+        tensors = under("module", {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())})
         tensors |= under("optimiser", optimiser_tensors(self.optimiser.torch))
         tensors |= under("best", model_tensors(self.best)) | {"random": torch.get_rng_state()}
         if self.constraint is not None:
