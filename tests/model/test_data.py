@@ -328,3 +328,30 @@ def test_zips_that_cannot_be_unpacked(tmp_path: Path, what: str) -> None:
     (tmp_path / "data.zip").write_bytes(data)
     with pytest.raises(UsageError, match=r"is encrypted|is not a readable zip"):
         load_data(tmp_path / "data.zip")
+
+
+def test_groups_are_never_parted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), rng.integers(1, 6, 40))
+    y = groups % 3
+    order = rng.permutation(len(y))
+    arrays = {"x": rng.normal(size=(len(y), 5)).astype(np.float32)[order], "y": y[order], "groups": groups[order]}
+    np.savez(tmp_path / "d.npz", **arrays)
+    data = load_data(tmp_path / "d.npz")
+    rest, held = data.split(0.25, seed=3)
+    assert sorted([*rest, *held]) == list(range(len(y)))
+    ours = arrays["groups"]
+    assert not set(ours[rest]) & set(ours[held])
+    assert len(set(ours[held])) == sum(round((np.arange(40) % 3 == c).sum() * 0.25) for c in range(3))
+    kept, second = data.split(0.5, seed=4, among=rest)
+    assert not set(ours[kept]) & set(ours[second])
+    assert set(kept) | set(second) == set(rest)
+    np.savez(tmp_path / "e.npz", **(arrays | {"groups": arrays["groups"] + 1}))
+    assert load_data(tmp_path / "e.npz").fingerprint != data.fingerprint
+
+
+@pytest.mark.parametrize("groups", [np.zeros(3, np.int64), np.zeros(4), np.zeros((4, 1), np.int64)])
+def test_groups_that_fit_no_samples_are_refused(tmp_path: Path, groups: np.ndarray) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((4, 2), np.float32), y=[0, 1, 0, 1], groups=groups)
+    with pytest.raises(UsageError, match="groups"):
+        load_data(tmp_path / "d.npz")

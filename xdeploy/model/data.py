@@ -42,6 +42,7 @@ class DataSet:
     std: tuple[float, ...]
     fingerprint: str  # sha256 of samples, labels and class names
     path: str
+    groups: Int64 | None = None  # (N,): samples of one group, such as versions of one recording, are never parted
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,7 +59,7 @@ class DataSet:
         if found is None:
             return self
         found = np.ascontiguousarray(found)
-        return replace(self, samples=found, fingerprint=fingerprint(found, self.labels, self.classes))
+        return replace(self, samples=found, fingerprint=fingerprint(found, self.labels, self.classes, self.groups))
 
     def inputs(self, raw: NDArray[Any]) -> Tensor:
         """Model inputs, float32 (N, C, H, W) or (N, F), of raw samples."""
@@ -87,9 +88,16 @@ class DataSet:
     def split(self, share: float, seed: int, among: Int64 | None = None) -> tuple[Int64, Int64]:
         """Part the samples (or those `among` them) at random, the same share of each class: (rest, share), sorted.
 
-        Every class with two samples or more is on both sides, unless the share is 0.
+        Every class with two samples or more is on both sides, unless the share is 0. Groups go as a whole, with the
+        class of their first sample.
         """
         among = np.arange(len(self), dtype=np.int64) if among is None else among
+        if self.groups is not None:
+            names, first = np.unique(self.groups[among], return_index=True)
+            whole = replace(self, labels=self.labels[among[first]], groups=None)
+            _, chosen = whole.split(share, seed, np.arange(len(names), dtype=np.int64))
+            part = among[np.isin(self.groups[among], names[chosen])]
+            return np.setdiff1d(among, part), part
         rng = np.random.default_rng(seed)
         taken = []
         for label in range(len(self.classes)):
@@ -113,7 +121,8 @@ def load_data(
 ) -> DataSet:
     """Read a folder or zip of class folders (jpg, png, bmp), or an npz with `x` and `y`.
 
-    Classes are numbered in alphabetical order. An npz holds float32 x as the model takes it, used as it is, or uint8
+    Classes are numbered in alphabetical order. An npz may say in `groups` which samples must not be parted by a split.
+    It holds float32 x as the model takes it, used as it is, or uint8
     images (N, H, W, C) or (N, H, W), and integer y; `classes` may hold their names. mean and std apply to images:
     pixels are 0..1 before them, so a model that takes 0..255 wants mean 0 and std 0.00392156862745098 (1 / 255).
 
@@ -186,11 +195,13 @@ def _image_set(
     return DataSet(samples, labels, classes, named, mean, std, fingerprint(samples, labels, classes), str(path))
 
 
-def fingerprint(samples: NDArray[Any], labels: Int64, classes: tuple[str, ...]) -> str:
-    """Hash of samples, labels and class names."""
+def fingerprint(samples: NDArray[Any], labels: Int64, classes: tuple[str, ...], groups: Int64 | None = None) -> str:
+    """Hash of samples, labels, class names and groups."""
     digest = hashlib.sha256(repr((samples.shape, str(samples.dtype), classes)).encode())
     digest.update(np.ascontiguousarray(samples).data)
     digest.update(np.ascontiguousarray(labels).data)
+    if groups is not None:
+        digest.update(np.ascontiguousarray(groups).data)
     return digest.hexdigest()
 
 
@@ -206,8 +217,10 @@ def _from_npz(path: Path, mean: tuple[float, ...], std: tuple[float, ...], shape
             raise UsageError(f"{path}: y goes up to {labels.max()}, but there are {len(classes)} names in 'classes'")
     if len(classes) < 2:
         raise UsageError(f"{path} holds one class only; at least two are needed")
+    groups = _groups(path, arrays["groups"], len(labels)) if "groups" in arrays else None
     if x.dtype == np.uint8:
-        return _image_set(path, _pixels(path, x, shape), labels, classes, mean, std, named)
+        images = _image_set(path, _pixels(path, x, shape), labels, classes, mean, std, named)
+        return replace(images, groups=groups, fingerprint=fingerprint(images.samples, labels, classes, groups))
     if x.dtype.kind == "f" and shape is not None:
         x = _floats(path, x, shape)
     elif x.dtype.kind != "f" or x.ndim not in (2, 3, 4):
@@ -218,7 +231,7 @@ def _from_npz(path: Path, mean: tuple[float, ...], std: tuple[float, ...], shape
     if not np.isfinite(x).all():
         first = int(np.argwhere(~np.isfinite(x))[0][0])
         raise UsageError(f"{path}: x holds NaN or infinity, first in sample {first}")
-    return DataSet(x, labels, classes, named, (), (), fingerprint(x, labels, classes), str(path))
+    return DataSet(x, labels, classes, named, (), (), fingerprint(x, labels, classes, groups), str(path), groups)
 
 
 def _pixels(path: Path, x: NDArray[Any], shape: tuple[int, ...] | None) -> NDArray[Any]:
@@ -249,7 +262,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         if total > MAX_TOTAL:
             raise UsageError(f"{path} declares {total} bytes; the limit is {MAX_TOTAL >> 30} GiB")
         with np.load(path, allow_pickle=False) as arrays:
-            return {n: arrays[n] for n in arrays.files if n in (*_X, *_Y, "classes")}
+            return {n: arrays[n] for n in arrays.files if n in (*_X, *_Y, "classes", "groups")}
     except ValueError as error:
         what = "holds pickled objects, which are refused" if "pickle" in str(error).lower() else f"is damaged: {error}"
         raise UsageError(f"{path} {what}", hint="save plain arrays with np.savez(path, x=..., y=...)") from None
@@ -275,6 +288,13 @@ def _labels(path: Path, y: NDArray[Any], count: int) -> Int64:
     if int(y.min()) < 0 or int(y.max()) >= _MAX_CLASSES:
         raise UsageError(f"{path}: labels must be in 0..{_MAX_CLASSES - 1}, got {y.min()}..{y.max()}")
     return y.astype(np.int64)
+
+
+def _groups(path: Path, groups: NDArray[Any], count: int) -> Int64:
+    if groups.shape != (count,) or groups.dtype.kind not in "iu":
+        raise UsageError(f"{path}: groups is {groups.dtype} {groups.shape}; expected integers ({count},)")
+    found: Int64 = groups.astype(np.int64)
+    return found
 
 
 def _augment(raw: NDArray[Any], rng: np.random.Generator, channels_last: bool) -> NDArray[Any]:
