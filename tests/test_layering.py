@@ -15,14 +15,16 @@ ROWS: list[tuple[str, ...]] = [
     ("model",),
     ("relevance", "plan", "compress", "lower", "program", "memory", "kernels"),
     ("export", "builder", "coding"),
-    ("bench", "report", "gate"),
-    ("pipeline", "stages", "compressing", "request", "accuracy", "check", "diff", "kept", "matrix", "tune"),
+    ("bench", "report", "gate", "explain"),
+    ("pipeline", "stages", "compressing", "request", "accuracy", "check", "diff", "kept", "matrix", "tune", "trial"),
     ("console", "doctor", "commands", "cli"),
 ]
 ROW = {unit: row for row, units in enumerate(ROWS) for unit in units}
 HEAVY = {
-    "torch": {"model", "relevance", "compress", "export"},
+    # explain: what networks say of the samples that it shows
+    "torch": {"model", "relevance", "compress", "export", "explain"},
     "captum": {"relevance"},
+    "matplotlib": {"explain"},
     # lir: the reference run of a float part; kernels: TVM's importer takes one (both only where there is a float part)
     "onnx": {
         "export",

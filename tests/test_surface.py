@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "tvm", "onnx", "onnxruntime", "scipy", "sklearn", "unicorn")
+HEAVY = ("torch", "tvm", "onnx", "onnxruntime", "scipy", "sklearn", "unicorn", "matplotlib")
 
 
 @pytest.mark.parametrize(

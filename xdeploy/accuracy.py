@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xdeploy.files import read_json, write_json
 from xdeploy.formats import Int8
-from xdeploy.handover import IoSpec, quantity
+from xdeploy.handover import ExportedModel, IoSpec, quantity
+from xdeploy.recipe import RelevanceOptions
 from xdeploy.request import Progress
 
 if TYPE_CHECKING:
+    from xdeploy.compress.model import CompressedModel
+    from xdeploy.lir.graph import LoweredGraph
     from xdeploy.model.source import SourceModel
 
 _BATCH = 500
@@ -30,6 +35,58 @@ def right(module: Any, batches: Iterable[Any], tell: Callable[[int], None] | Non
             if tell:
                 tell(sum(map(len, rows)))
     return np.concatenate(rows)
+
+
+def judge(
+    source: SourceModel,
+    compressed: CompressedModel,
+    graph: LoweredGraph,
+    exported: ExportedModel,
+    run: Callable[[Int8], Int8] | None,
+    options: RelevanceOptions,
+    folder: Path,
+    progress: Progress,
+) -> list[str]:
+    """Write accuracy.json: float, fake-quantised and deployed accuracy, what explanations became, ONNX Runtime.
+
+    Args:
+        source: the float network and its test samples.
+        compressed: what became of it.
+        graph: lowered from `exported`.
+        exported: the ONNX file; `folder` holds its export.json.
+        run: input to output codes of the built code; None: the deployed accuracy stays unknown.
+        options: [relevance] of the recipe, for the explanations.
+        folder: the run folder.
+        progress: told per batch.
+
+    Returns:
+        the names of the files written beside accuracy.json.
+    """
+    from xdeploy.compress.fakequant import FakeQuantModule
+    from xdeploy.explain import survive
+    from xdeploy.lower.compare import compare_with_onnx
+    from xdeploy.model.torchmodule import NetworkModule
+
+    modules = {"float": NetworkModule(source.network), "fake_quant": FakeQuantModule(compressed)}
+    value: dict[str, Any] = {"schema": "xdeploy.accuracy/1", **simulated(modules, source, progress)}
+    value["deployed"] = deployed(run, graph.io, source, progress) if run else None
+    survival = survive(source, compressed, options, folder, progress)
+    files: list[str] = survival.pop("files")
+    rows = compare_with_onnx(exported.path, graph, exported.inputs)
+    worst = max(r["max_code_difference"] for r in rows)
+    onnx = read_json(folder / "export.json", "xdeploy.export/1")["onnx"]
+    value |= {**survival, "onnx": {**onnx, "node_max_difference": worst, "nodes": rows}}
+    write_json(folder / "accuracy.json", value)
+    return files
+
+
+def simulated(modules: Mapping[str, Any], source: SourceModel, progress: Progress) -> dict[str, Any]:
+    """Accuracy in percent of torch modules on the whole test set, by name."""
+    value, n = {}, source.test_count
+    for name, module in modules.items():
+        hits = right(module, source.test_batches(250), lambda done: progress("accuracy, torch", done, n))
+        value[name] = quantity(100.0 * float(hits.mean()), "%", "measured", n=n)
+    return value
 
 
 def deployed(run: Callable[[Int8], Int8], io: IoSpec, source: SourceModel, progress: Progress) -> dict[str, Any]:

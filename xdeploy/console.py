@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,8 @@ class Console:
             return None
         folder = result.folder.resolve()
         if result.report is None:
-            return f"finished up to {result.until}: {folder}"
+            shown = f"finished up to {result.until}: {folder}"
+            return "\n".join([shown, *(f"{name}: {Path(path).resolve()}" for name, path in result.pages.items())])
         from rich.console import Console as RichConsole
 
         from xdeploy.report.terminal import show

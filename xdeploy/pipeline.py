@@ -49,11 +49,16 @@ class RunResult:
         """The document of `--json`: the report, or where the unfinished run lies."""
         if self.report is not None:
             return self.report
-        return {"folder": str(self.folder), "finished": self.until, "targets": list(self.artifacts)}
+        return {"folder": str(self.folder), "finished": self.until, "targets": list(self.artifacts), **self.pages}
+
+    @property
+    def pages(self) -> dict[str, str]:
+        """What the run left to be read, by name."""
+        return {"page": str(self.folder / "explain" / "explain.html")} if self.until == "explain" else {}
 
 
 def run(request: Request, until: str = "report", progress: Progress | None = None) -> RunResult:
-    """Run the stages up to `until` (a name in STAGES).
+    """Run the stages up to `until` (a name in STAGES, or "explain", which shows what was scored).
 
     Raises:
         XdeployError: any of its branches; finished stages stay in the folder and are used by the next run.
@@ -141,7 +146,9 @@ def write_report(folder: Path) -> dict[str, Any]:
     from xdeploy.report import html, json, markdown
 
     report = json.collect(folder)
-    for name, text in (("json", json.render(report)), ("md", markdown.render(report)), ("html", html.render(report))):
+    picture = folder / "survival.png"
+    pages = html.render(report, picture if picture.is_file() else None)
+    for name, text in (("json", json.render(report)), ("md", markdown.render(report)), ("html", pages)):
         write_text(folder / f"report.{name}", text)
     return report
 

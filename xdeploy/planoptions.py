@@ -20,14 +20,14 @@ class PlanOptions:
 
     formats: tuple[str, ...] = ("int8", "int4", "int2", "c4s8")
     flash: int | None = None  # bytes of weights, scales, biases and codebooks
-    ram: int | None = None  # bytes of arena
+    ram: int | None = None  # bytes of arena, on every target; channels go where streaming and formats are not enough
     max_drop: float = 1.0  # points of validation accuracy, one standard error included; without a flash budget
     fixed: Mapping[str, str] = field(default_factory=dict)  # layer -> weight format
     rule: str = "ilp"  # ilp | hawq | memory-driven | uniform | greedy | quantile
     coded: int | None = None  # bytes after entropy coding, by the zero-order entropy of each layer's codes
     bops: int | None = None  # MACs times weight bits times activation bits
-    instructions: int | None = None  # of one inference, by instruction_table
-    instruction_table: str = ""  # JSON file {layer: {weight format: instructions}}, measured on the target
+    instructions: int | None = None  # of one inference, counted on the first emulated target
+    instruction_table: str = ""  # JSON file {layer: {weight format: instructions}} to take instead of counting
     # share of all weights that are not zero in the end; several: each layer has one of them, as the budgets decide
     density: float | tuple[float, ...] | None = None
     density_by: str = "relevance"  # share of each layer: relevance | magnitude | lamp | uniform | row | positive

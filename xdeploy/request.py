@@ -6,9 +6,10 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from xdeploy import __version__
+from xdeploy.errors import UsageError
 from xdeploy.recipe import Recipe
 from xdeploy.store import digest, path_digest
 from xdeploy.target import Target
@@ -57,6 +58,14 @@ def is_kept(request: Request) -> bool:
     return not request.recipe.compress.further and is_quantised_file(request.model)
 
 
+def refuse_kept(model: str) -> NoReturn:
+    """Raise the UsageError of explaining a file that is quantised and kept as it is."""
+    raise UsageError(
+        f"{model} is quantised already and kept as it is, so there are no float weights to explain",
+        hint="explain the float model, or give --further to take it as one",
+    )
+
+
 def is_quantised_file(model: Any) -> bool:
     """Whether MODEL is an ONNX file that is quantised already.
 
@@ -78,7 +87,8 @@ def stage_keys(request: Request, targets: Iterable[Target]) -> dict[str, str]:
     paths.append(_data_files(request))
     keys = {"source": digest(model, paths, o.data, o.lower, o.seed, o.threads, _code_digest())}
     keys["score"] = digest(keys["source"], o.relevance)
-    keys["plan"] = digest(keys["score"], o.plan, o.compress, path_digest(request.plan))
+    keys["explain"] = digest(keys["score"], "explain")
+    keys["plan"] = digest(keys["score"], o.plan, o.compress, path_digest(request.plan), _device(o, targets))
     keys["compress"] = digest(keys["plan"], o.recover, o.ecq)
     keys["export"] = digest(keys["compress"])
     keys["lower"] = digest(keys["export"])
@@ -86,6 +96,16 @@ def stage_keys(request: Request, targets: Iterable[Target]) -> dict[str, str]:
         keys[target.name] = digest(keys["lower"], repr(target), o.package, o.bench, o.tune, o.build, o.plan.ram)
     keys["accuracy"] = digest(keys["lower"], o.bench.accuracy)
     return keys
+
+
+def _device(recipe: Recipe, targets: Iterable[Target]) -> str:
+    """Changes with all that the plan's budgets for arena and instructions depend on."""
+    o = recipe.plan
+    table = path_digest(Path(o.instruction_table)) if o.instruction_table else ""
+    if o.ram is None and o.instructions is None:
+        return ""
+    parts = (recipe.package.form, recipe.tune, recipe.build, recipe.data.calibration)
+    return digest(table, *parts, *[repr(t) for t in targets])
 
 
 def _data_files(request: Request) -> str:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xdeploy.accuracy import deployed, right
+from xdeploy.accuracy import judge, right
 from xdeploy.files import read_json, read_npz, write_json, write_npz
 from xdeploy.handover import (
     Artifact,
@@ -21,10 +21,9 @@ from xdeploy.handover import (
     GoldenIo,
     IoSpec,
     RelevanceMap,
-    quantity,
 )
 from xdeploy.recipe import TuneOptions
-from xdeploy.request import Progress, Request, is_kept, stage_keys
+from xdeploy.request import Progress, Request, is_kept, refuse_kept, stage_keys
 from xdeploy.store import Store
 from xdeploy.target import Target, host_target
 
@@ -86,8 +85,10 @@ class Stages:
         return RelevanceMap.load(self.folder / "relevance.npz")
 
     def run(self, until: str) -> None:
-        """All stages up to `until`; with "report", also the accuracy of the deployed code."""
-        last = STAGES.index(until)
+        """All stages up to `until`; with "report", also the deployed code's accuracy; "explain" follows "score"."""
+        last = STAGES.index("score" if until == "explain" else until)
+        if self.quantised and until == "explain":
+            refuse_kept(self.request.model)
         self._remember()
         if last >= STAGES.index("build"):
             self._warm_up()
@@ -101,6 +102,8 @@ class Stages:
         if until == "report":
             work = self._kept_accuracy if self.quantised else self._accuracy
             self._step("accuracy", ["accuracy.json"], work)
+        if until == "explain":
+            self._step("explain", [], self._explain)
 
     def _float_stages(self, last: int) -> None:
         steps: tuple[tuple[str, list[str], Callable[[], None]], ...] = (
@@ -133,15 +136,16 @@ class Stages:
             if not self.store.is_fresh(target.name, self.keys[target.name]):
                 warm_up(target)
 
-    def _step(self, name: str, files: list[str], work: Callable[[], None]) -> None:
+    def _step(self, name: str, files: list[str], work: Callable[[], list[str] | None]) -> None:
+        """Run `work`, which writes `files`, and those it returns, unless they are there already."""
         if self.store.is_fresh(name, self.keys[name]):
             self.progress.stage(name, 0)
             return
         self.progress.stage(name)
         start = time.monotonic()
-        work()
+        more = work() or []
         seconds = time.monotonic() - start
-        self.store.finish(name, self.keys[name], files, seconds)
+        self.store.finish(name, self.keys[name], [*files, *more], seconds)
         self.progress.stage(name, seconds)
 
     # ----------------------------------------------------------------------------------------------- stages
@@ -166,6 +170,7 @@ class Stages:
         from xdeploy.compressing import rescorer
         from xdeploy.model.torchmodule import NetworkModule
         from xdeploy.plan.allocate import allocate
+        from xdeploy.trial import device_of
 
         s, o = self.source, self.recipe
         before = right(NetworkModule(s.network), s.validation_batches(250, limit=SEARCH_SAMPLES))
@@ -180,8 +185,9 @@ class Stages:
         accuracy = 100.0 * float(before.mean())
         weighting, rescore = o.compress.codebook_weighting, rescorer(s, o)
         plan = allocate(
-            s.network, self.relevance, o.plan, evaluate, accuracy, self.progress, weighting, rescore=rescore
-        )
+            s.network, self.relevance, o.plan, evaluate, accuracy, self.progress, weighting, rescore=rescore,
+            device=device_of(s, o, self.targets, self.progress),
+        )  # fmt: skip
         plan.save(self.folder / "plan.json")
 
     def _apply(self, plan: CompressionPlan, memory: Memory) -> CompressedModel:
@@ -295,27 +301,16 @@ class Stages:
             "model": read_json(self.folder / "source.json", "xdeploy.source/1")["model"],
         }
 
-    def _accuracy(self) -> None:
-        """Float, fake-quantised and deployed accuracy on the test set, and the graph against ONNX Runtime."""
-        from xdeploy.compress.fakequant import FakeQuantModule
-        from xdeploy.lower.compare import compare_with_onnx
-        from xdeploy.model.torchmodule import NetworkModule
+    def _explain(self) -> list[str]:
+        from xdeploy.explain import explain
 
-        s = self.source
-        n = s.test_count
-        progress = self.progress
-        value: dict[str, Any] = {"schema": "xdeploy.accuracy/1"}
-        for key, module in (("float", NetworkModule(s.network)), ("fake_quant", FakeQuantModule(self.compressed))):
-            hits = right(module, s.test_batches(250), lambda done: progress("accuracy, torch", done, n))
-            value[key] = quantity(100.0 * float(hits.mean()), "%", "measured", n=n)
-        value["deployed"] = (
-            deployed(self._host().run_many, self.graph.io, s, progress) if self.recipe.bench.accuracy else None
-        )
-        rows = compare_with_onnx(self.folder / "model.onnx", self.graph, self._exported().inputs)
-        worst = max(r["max_code_difference"] for r in rows)
-        onnx = read_json(self.folder / "export.json", "xdeploy.export/1")["onnx"]
-        value["onnx"] = {**onnx, "node_max_difference": worst, "nodes": rows}
-        write_json(self.folder / "accuracy.json", value)
+        names = explain(self.source, self.relevance, self.recipe.relevance, self.folder / "explain", self.progress)
+        return [f"explain/{name}" for name in names]
+
+    def _accuracy(self) -> list[str]:
+        run = self._host().run_many if self.recipe.bench.accuracy else None
+        options, tell = self.recipe.relevance, self.progress
+        return judge(self.source, self.compressed, self.graph, self._exported(), run, options, self.folder, tell)
 
     def _host(self) -> HostRunner:
         """The host library, built for measuring where no host target was asked for."""

@@ -60,7 +60,7 @@ def test_channels_and_density_come_out_as_integers(files):
         ("plan.rule='milp'", 2, "plan.rule"),
         ("plan.zeros='wanda'", 2, "plan.zeros"),
         ("plan.rounds=0", 2, "plan.rounds"),
-        ("plan.instructions=10", 2, "instruction_table"),
+        ("plan.instructions=-1", 2, "plan.instructions"),
         ("plan.coded=10", 4, "plan.coded"),
         ("plan.whole=['nosuch']", 0, ""),  # without plan.channels it has no say
     ],

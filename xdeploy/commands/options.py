@@ -35,6 +35,18 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; examples: 65536, 64K, 1M") from None
 
 
+def count(text: str) -> int:
+    """A number of operations: 20000000, 20M, 1.5G."""
+    digits = text.rstrip("kKmMgG")
+    factor = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}.get(text[len(digits) :].lower())
+    try:
+        if factor is None:
+            raise ValueError
+        return int(float(digits) * factor)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; examples: 20000000, 20M, 1.5G") from None
+
+
 def _floats(text: str) -> list[float]:
     try:
         return [float(x) for x in text.split(",")]
@@ -54,6 +66,9 @@ def _bands(text: str) -> int | str:
 FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "--flash": ("plan.flash", size, "budget for weights, scales, biases and codebooks, e.g. 64K"),
     "--ram": ("plan.ram", size, "budget for the arena, e.g. 32K"),
+    "--coded": ("plan.coded", size, "budget for the weights after entropy coding, by their codes' entropy, e.g. 32K"),
+    "--instructions": ("plan.instructions", count, "budget for one inference, counted on the first emulated target"),
+    "--bops": ("plan.bops", count, "budget for MACs times weight bits times activation bits, e.g. 500M"),
     "--max-drop": ("plan.max_drop", float, "points of validation accuracy that may be lost when no --flash is given"),
     "--formats": ("plan.formats", _names, "weight formats to choose from, e.g. int8,int4,c4s8"),
     "--method": ("relevance.method", str, "relevance method: lrp, deeplift, magnitude, ..."),

@@ -11,7 +11,7 @@ from xdeploy.commands.output import emit
 
 _VERBS = {
     "build": ("report", "everything: score, plan, compress, export, compile, bench, report"),
-    "explain": ("score", "score what matters in the network"),
+    "explain": ("explain", "score what matters in the network, and show it: pictures, charts and a page"),
     "plan": ("plan", "choose a weight format per layer, under a budget"),
     "compress": ("compress", "apply the plan; weight codes are final after it"),
     "export": ("export", "write the ONNX file with packed integer weights"),

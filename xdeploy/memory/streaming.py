@@ -54,24 +54,29 @@ class Streaming:
         Raises:
             GateError: no way of streaming is small enough.
         """
-        if self.whole.arena <= budget:
-            return self.whole
-        best: Streamed | None = None
-        least = self.whole.arena
-        for step in self._steps():
-            for found in self._found(self._even(step)):
-                least = min(least, found.arena)
-                if found.arena <= budget and (best is None or found.cost < best.cost):
-                    best = found
-            if best is not None:  # more bands cost more
-                break
-        if best is None:
-            least_told = f", {least} with the first layers streamed" if least < self.whole.arena else ""
+        best = self.nearest(budget)
+        if best.arena > budget:
+            least_told = f", {best.arena} with the first layers streamed" if best.arena < self.whole.arena else ""
             raise GateError(
                 f"the arena takes {self.whole.arena} bytes{least_told}; its budget is {budget}",
                 hint="allow more (--ram) or choose a smaller network",
             )
         return best
+
+    def nearest(self, budget: int) -> Streamed:
+        """The fewest instructions within `budget` bytes of arena; where nothing is small enough, the smallest arena."""
+        if self.whole.arena <= budget:
+            return self.whole
+        best: Streamed | None = None
+        least = self.whole
+        for step in self._steps():
+            for found in self._found(self._even(step)):
+                least = min(least, found, key=lambda f: f.arena)
+                if found.arena <= budget and (best is None or found.cost < best.cost):
+                    best = found
+            if best is not None:  # more bands cost more
+                break
+        return least if best is None else best
 
     def smallest(self) -> Streamed:
         """The smallest arena at no more than MOST_COST times the instructions."""

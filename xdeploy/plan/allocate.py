@@ -8,14 +8,14 @@ accuracy asked for. `rules` holds other ways to choose, to compare with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from xdeploy.errors import PlanError
-from xdeploy.handover import CompressionPlan, RelevanceMap
+from xdeploy.handover import CompressionPlan, RelevanceMap, quantity
 from xdeploy.model.groups import prune
 from xdeploy.model.network import Network
 from xdeploy.model.removal import cut_relevance
@@ -23,8 +23,10 @@ from xdeploy.plan import solver
 from xdeploy.plan.channels import Removal
 from xdeploy.plan.cost import CostTable, Progress, cost_table
 from xdeploy.plan.density import share_out
-from xdeploy.plan.explain import Decided, build_plan
-from xdeploy.plan.limits import Instructions, limits_of
+from xdeploy.plan.device import Device
+from xdeploy.plan.explain import Decided, build_plan, column_plan
+from xdeploy.plan.fitting import narrow, within_ram
+from xdeploy.plan.limits import Count, Instructions, limits_of
 from xdeploy.plan.rounds import Rescore, remove_channels
 from xdeploy.plan.rules import PATHS, levels_of
 from xdeploy.plan.solver import Choice, Limit, least_size
@@ -45,13 +47,15 @@ def allocate(
     weighting: float = 0.5,
     instructions: Instructions | None = None,
     rescore: Rescore | None = None,
+    device: Device | None = None,
 ) -> CompressionPlan:
     """Choose the channels, the density and the weight format of every weighted layer.
 
     First `options.channels`, then `options.density` of what is left, then formats: with a budget (flash, coded, bops,
     instructions) the plan of least distortion that meets it. Otherwise, with `evaluate`, the smallest plan found by
     bisection whose accuracy is at least the float accuracy minus `options.max_drop`. With neither, the plan of least
-    distortion. `options.ram` is recorded; whether activations fit is known when memory is planned.
+    distortion. With `options.ram` and a device, channels go until the arena fits (see `fitting`), and formats whose
+    kernels need more scratch than is left are out; without a device it is only recorded.
 
     Args:
         network: the float network.
@@ -63,11 +67,15 @@ def allocate(
         weighting: exponent of the sensitivity inside the quantisers, as `compress` will use it.
         instructions: layer -> weight format -> measured instructions; None: those of options.instruction_table.
         rescore: scores a network whose channels were removed anew, between rounds; None: the old scores are cut.
+        device: tells the arena, and the instructions where neither `instructions` nor a table does.
 
     Raises:
         PlanError: no plan fits a budget (with the least feasible one), or no plan is accurate enough.
     """
     removal, small, scores = _without_channels(network, relevance, options, rescore, progress)
+    if device is not None and options.ram is not None:
+        narrowed = narrow(network, relevance, removal, options, device, progress)
+        removal, small, scores = narrowed.removal, narrowed.network, narrowed.relevance
     sharings = share_out(small, scores, options)
     if len(sharings) > 1 and options.rule not in ("ilp", "hawq"):
         raise PlanError(
@@ -76,11 +84,75 @@ def allocate(
     priced = _hawq(scores) if options.rule == "hawq" else scores
     table = cost_table(small, priced, options.formats, options.fixed, weighting, progress, sharings)
     decided = Decided(network, small, relevance, options, table, removal)
-    limits = limits_of(options, table, instructions)
-    budget = _recorded(options)
-    search = _Search(decided, limits, evaluate, float_accuracy, progress, budget)
-    choice = search.along(options.rule, scores) if options.rule in PATHS else search.exact()
-    return build_plan(decided, choice, budget)
+    counted = None if device is None else _count(decided, scores, device)
+
+    def decide(within: Decided) -> CompressionPlan:
+        limits, budget = limits_of(options, within.table, instructions, counted), _recorded(options)
+        search = _Search(within, limits, evaluate, float_accuracy, progress, budget)
+        choice = search.along(options.rule, scores) if options.rule in PATHS else search.exact()
+        return _told(build_plan(within, choice, budget), limits, choice)
+
+    if device is None or options.ram is None:
+        return decide(decided)
+    return _in_ram(decided, scores, options.ram, device, decide)
+
+
+def _count(decided: Decided, scores: RelevanceMap | None, device: Device) -> Count:
+    """Counts the instructions of the layers in one column, each column once."""
+    known: dict[int, Mapping[str, int]] = {}
+
+    def count(column: int) -> Mapping[str, int]:
+        if column not in known:
+            known[column] = device.instructions(decided.small, column_plan(decided, column), scores)
+        return known[column]
+
+    return count
+
+
+def _in_ram(
+    decided: Decided,
+    scores: RelevanceMap | None,
+    ram: int,
+    device: Device,
+    decide: Callable[[Decided], CompressionPlan],
+) -> CompressionPlan:
+    """A plan whose arena, laid out with all its formats together, is at most `ram` bytes.
+
+    Raises:
+        PlanError: there is none.
+    """
+    small, table = decided.small, decided.table
+    fits, words = within_ram(table, lambda j: column_plan(decided, j), small, scores, ram, device)
+    while True:
+        plan = decide(replace(decided, table=replace(table, allowed=fits), excluded=words))
+        arena = device.arena(small, plan, scores, ram)
+        if arena.size <= ram:
+            note = f"on {arena.target}, most while {arena.at} runs"
+            size = quantity(arena.size, "byte", "modelled", note=note)
+            return replace(plan, predicted={**plan.predicted, "arena": size})
+        row = table.layers.index(arena.at) if arena.at in table.layers else None
+        # what fits alone may not fit together: offsets leave gaps, and bands are chosen for the whole
+        if row is None or fits[row].sum() < 2:
+            raise PlanError(
+                f"the arena of the plan takes {arena.size} bytes on {arena.target}, plan.ram is {ram}",
+                hint=f"raise plan.ram to {arena.size}, or lower plan.channels",
+            )
+        fits = fits.copy()
+        fits[row] &= np.array(table.formats) != plan[arena.at].weight_format
+        if not fits[row].any():
+            raise PlanError(
+                f"{arena.at}: no format of it fits plan.ram = {ram} bytes; the arena takes {arena.size}",
+                hint=f"raise plan.ram to {arena.size}",
+            )
+
+
+def _told(plan: CompressionPlan, limits: tuple[Limit, ...], choice: Choice) -> CompressionPlan:
+    """With the instructions that the plan is predicted to take, where they are counted."""
+    found = next((x for x in limits if x.name == "plan.instructions"), None)
+    if found is None:
+        return plan
+    what = quantity(found.of(choice), "instruction", "emulated", note="sum over the kernels, each measured alone")
+    return replace(plan, predicted={**plan.predicted, "instructions": what})
 
 
 def solve(table: CostTable, budget: int, limits: tuple[Limit, ...] = ()) -> Choice:

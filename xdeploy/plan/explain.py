@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class Decided:
     options: PlanOptions
     table: CostTable  # of `small`
     removal: Removal | None
+    excluded: Mapping[str, str] = field(default_factory=dict)  # layer -> which formats are out, and why
 
     @property
     def has_budget(self) -> bool:
@@ -59,6 +61,12 @@ def build_plan(decided: Decided, choice: NDArray[np.intp], budget: dict[str, Any
         "distortion": quantity(total, "1", "modelled", note="sum of sensitivity * (weight error)^2"),
     }
     return CompressionPlan(lines, dict(budget), predicted | _more(decided, choice))
+
+
+def column_plan(decided: Decided, column: int) -> CompressionPlan:
+    """The plan that has every layer in one column; a layer that is not allowed it, in the first that it is."""
+    allowed = decided.table.allowed
+    return build_plan(decided, np.where(allowed[:, column], column, allowed.argmax(axis=1)), {})
 
 
 def _more(decided: Decided, choice: NDArray[np.intp]) -> dict[str, Any]:
@@ -107,6 +115,7 @@ def _reason(decided: Decided, i: int, j: int, share: float | None, total: float)
         parts.append(_next_larger(table, i, j, total))
     parts += [_zeros(decided, layer, j)] if table.sharings[j] is not None else []
     parts += [decided.removal.reason[layer]] if decided.removal and layer in decided.removal.reason else []
+    parts += [decided.excluded[layer]] if layer in decided.excluded else []
     return "; ".join(parts)
 
 

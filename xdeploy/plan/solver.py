@@ -25,16 +25,17 @@ OBJECTIVE_SCALE = 1e4  # HiGHS works to absolute tolerances near 1e-6: the whole
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One more budget: the sum over layers of `table` (layers, columns), each >= 0, is at most `bound`."""
+    """One more budget: `base` and the sum over layers of `table` (layers, columns), each >= 0, are at most `bound`."""
 
     name: str  # the recipe key
     unit: str
     table: Int64
     bound: int
+    base: int = 0  # what is taken whatever is chosen
 
     def of(self, choice: Choice) -> int:
         """What a choice takes of it."""
-        return int(self.table[np.arange(len(choice)), choice].sum())
+        return self.base + int(self.table[np.arange(len(choice)), choice].sum())
 
 
 def least_size(size: Int64, allowed: NDArray[np.bool_]) -> int:
@@ -72,7 +73,10 @@ def solve(
     cost *= OBJECTIVE_SCALE / (cost.max(axis=1).sum() or 1.0)
     one_each = LinearConstraint(block_diag([np.ones((1, formats))] * layers), 1, 1)
     budgets = [Limit("", "bytes", size, budget), *limits]
-    rows = [LinearConstraint(csr_array(x.table.reshape(1, -1).astype(np.float64)), -np.inf, x.bound) for x in budgets]
+    rows = [
+        LinearConstraint(csr_array(x.table.reshape(1, -1).astype(np.float64)), -np.inf, x.bound - x.base)
+        for x in budgets
+    ]
     for _ in range(CUTS):
         with _silent_stdout():
             found = milp(
@@ -103,7 +107,7 @@ def _check_feasible(size: Int64, allowed: NDArray[np.bool_], budget: int, limits
             hint=f"raise the budget to {least}, or allow formats with fewer bits",
         )
     for x in limits:
-        least = least_size(x.table, allowed)
+        least = x.base + least_size(x.table, allowed)
         if x.bound < least:
             raise PlanError(
                 f"no plan fits {x.name} = {x.bound} {x.unit}; the least with these formats is {least}",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from xdeploy.report.tables import Table, all_tables, facts
@@ -15,6 +17,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; text-align: left; }
 th { position: sticky; top: 0; } .r { text-align: right; } .note { opacity: .75; font-size: .85rem; }
+img { max-width: 100%; height: auto; background: white; }
 .bar { display: inline-block; height: .7em; background: var(--bar); vertical-align: baseline; }
 @media print { body { max-width: none; } .scroll { overflow: visible; } td, th { white-space: normal; } }
 """
@@ -25,8 +28,8 @@ def escape(text: str) -> str:
     return html.escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
-def render(report: Mapping[str, Any]) -> str:
-    """The whole report as one HTML page."""
+def render(report: Mapping[str, Any], picture: Path | None = None) -> str:
+    """The whole report as one HTML page; `picture`: samples with their heat-maps before and after, if there is one."""
     name = escape(report["model"]["name"])
     parts = [f"<h1>xdeploy report: {name}</h1>", "<ul>", *(f"<li>{escape(x)}</li>" for x in facts(report)), "</ul>"]
     for table in all_tables(report):
@@ -34,6 +37,8 @@ def render(report: Mapping[str, Any]) -> str:
             parts.append(render_table(table))
         if table.title == "Targets":
             parts.append(_chart(report))
+    if picture is not None and (report["relevance"] or {}).get("survival"):
+        parts.append(_survival(picture))
     return page(f"xdeploy: {report['model']['name']}", parts)
 
 
@@ -57,6 +62,21 @@ def render_table(table: Table) -> str:
     )
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     return f'<h2>{escape(table.title)}</h2><div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>{note}'
+
+
+def _survival(picture: Path) -> str:
+    text = (
+        "Test samples with what speaks for their class (red) and against it (blue), in the float network and in the "
+        "compressed one; each map has its own scale. Bold, with a cross: one of the two predicts another class."
+    )
+    return f"<h2>Explanations before and after</h2><p>{escape(text)}</p>{embedded(picture, text)}"
+
+
+def embedded(path: Path, text: str) -> str:
+    """An img element that holds the picture, .png or .svg, itself; `text` is read out where it cannot be seen."""
+    kind = {".png": "image/png", ".svg": "image/svg+xml"}[path.suffix]
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{escape(text)}" src="data:{kind};base64,{data}">'
 
 
 def _chart(report: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ def collect(folder: Path) -> dict[str, Any]:
             "ratio_to_float": quantity(packed / source["model"]["float_bytes"]["value"], "1", "measured"),
         },
         "onnx": accuracy["onnx"],
-        "relevance": relevance and _relevance(relevance),
+        "relevance": relevance and _relevance(relevance, accuracy),
         "fallback": [
             {"node": n.name, "ops": list(n.attrs["ops"]), "nodes": list(n.attrs["nodes"])}
             for n in graph.nodes
@@ -68,12 +68,14 @@ def collect(folder: Path) -> dict[str, Any]:
     }
 
 
-def _relevance(relevance: RelevanceMap) -> dict[str, Any]:
+def _relevance(relevance: RelevanceMap, accuracy: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "method": relevance.method,
         "parameters": dict(relevance.parameters),
         "samples": relevance.samples,
         "conservation_residual": relevance.conservation_residual,
+        "survival": accuracy.get("survival"),
+        "survival_reason": accuracy.get("survival_reason"),
     }
 
 

@@ -44,10 +44,20 @@ def headline(report: Mapping[str, Any]) -> Table:
         ("the model, entropy-coded, bytes", "", labelled(weights["coded_bytes"])),
         ("share of float32 weights", "1.000", labelled(weights["ratio_to_float"], 1, 3)),
         ("MACs", f"{model['macs']:,}", f"{sum(x['macs'] for x in report['layers']):,}"),
+        *_survival(report),
     )
     n = accuracy["deployed"] or accuracy["fake_quant"]
     note = f"accuracy on {n['n']:,} samples; deployed = the integer code itself, on the host" if n else ""
     return Table("Before and after", ("", "float", "deployed"), "<>>", rows, note)
+
+
+def _survival(report: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """How far the heat-maps are still the float network's; nothing where they were not compared."""
+    found = (report["relevance"] or {}).get("survival")
+    if not found:
+        return ()
+    rank = found["spearman"]
+    return (("explanations, rank correlation", "1.00", f"{rank['value']:.2f} +-{rank['spread']:.2f} {rank['how']}"),)
 
 
 _TARGET_COLUMNS = {
@@ -169,6 +179,7 @@ def facts(report: Mapping[str, Any]) -> list[str]:
     if r:
         lines.append(f"relevance by {r['method']} on {r['samples']:,} samples, ")
         lines[-1] += f"conservation residual {r['conservation_residual']:.2e} (measured)"
+    lines += _explanations(r or {})
     if o:
         of = o.get("of", "fake-quant")
         lines.append(f"ONNX Runtime against {of} on {o['n']:,} inputs: largest difference ")
@@ -179,6 +190,20 @@ def facts(report: Mapping[str, Any]) -> list[str]:
     for part in report["fallback"]:
         lines.append(f"in float, as the recipe allows: {part['node']} ({', '.join(part['ops'])})")
     return lines
+
+
+def _explanations(relevance: Mapping[str, Any]) -> list[str]:
+    """What became of the heat-maps, or why nothing is known."""
+    found = relevance.get("survival")
+    if not found:
+        reason = relevance.get("survival_reason")
+        return [f"explanations were not compared: {reason}"] if reason else []
+    names = {"pearson": "Pearson", "spearman": "Spearman", "top10": "overlap of the top 10 % (chance: 0.10)"}
+    figures = (f"{text} {found[k]['value']:.3f} +-{found[k]['spread']:.3f}" for k, text in names.items())
+    line = f"explanations by {found['method']} on {found['samples']:,} test samples, compressed against float: "
+    undefined = f"; {found['undefined']} samples with an empty map count as 0" if found["undefined"] else ""
+    note = f"; {found['note']}" if found["note"] else ""
+    return [f"{line}{', '.join(figures)} (measured; mean and standard deviation over samples){undefined}{note}"]
 
 
 def all_tables(report: Mapping[str, Any]) -> list[Table]:

@@ -26,7 +26,7 @@ from xdeploy.tune.choose import Option, best, flash_of
 from xdeploy.tune.jobs import Figures, Job
 from xdeploy.tune.worker import PROCESS_JOBS, batches, measure_all
 
-__all__ = ["tune"]
+__all__ = ["count", "tune"]
 
 _FIGURES = ("instructions", "cycles", "nanoseconds")
 Tell = Callable[[str, int, int], None]
@@ -75,6 +75,43 @@ def tune(
     chosen = best(ranked, "flash" if options.objective == "flash" else "value", room, limits.get("ram"), memory)
     notes = _notes(options, unit, limits, table, figures, ranked, chosen)
     return Choice({n: o.row.name for n, o in chosen.items()}, own, notes)
+
+
+def count(
+    graph: LoweredGraph,
+    target: Target,
+    effort: str = "off",
+    form: str = "tuned",
+    progress: Tell | None = None,
+    cache: Cache | None = None,
+    processes: int | None = None,
+) -> dict[str, int]:
+    """Node -> instructions of one inference, executed on the emulated target; nodes without code are left out.
+
+    Args:
+        graph: a verified graph.
+        target: whose rows and runner.
+        effort: "off": of the row that formulas choose; "quick" and "full": of the best row that tuning measures.
+        form: "tuned" or "portable".
+        progress: told "count instructions", done, total.
+        cache: of figures; None: the user's.
+        processes: as `tune` takes it.
+
+    Raises:
+        UsageError: the target's instructions cannot be counted. ToolchainError: its runner is not installed.
+        DeviceError: no row of a node is right. UnsupportedError: a node has no row.
+    """
+    if target.kind == "host":
+        raise UsageError(f"instructions cannot be counted on {target.name}", hint="give an emulated target")
+    _check(target, TuneOptions())
+    table = candidates(graph, target, form, effort)
+    jobs = {c.job.key: c.job for competing in table.values() for c in competing}
+    tell = progress or (lambda *_: None)
+    figures = _measure(jobs, target, cache or Cache(), lambda _, k, n: tell("count instructions", k, n), processes)
+    return {
+        n: round(min(o.value for o in _options(n, competing, figures, "instructions")))
+        for n, competing in table.items()
+    }
 
 
 def _check(target: Target, options: TuneOptions) -> None:

@@ -20,7 +20,7 @@ from xdeploy.builder.zig import tool_versions
 from xdeploy.kernel import Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.memory import Storage
-from xdeploy.program import applicable, function_key
+from xdeploy.program import applicable, choose, function_key
 from xdeploy.store import digest
 from xdeploy.target import Target
 from xdeploy.tune.jobs import Job
@@ -56,8 +56,8 @@ def candidates(graph: LoweredGraph, target: Target, form: str, effort: str) -> d
         graph: the nodes with their constants.
         target: whose rows.
         form: "tuned" or "portable".
-        effort: "full" (all rows that apply) or "quick" (4 at most: those estimated within 1.5 times the best, the one
-            that formulas choose and the one with the fewest bytes of constants).
+        effort: "full" (all rows that apply), "quick" (4 at most: those estimated within 1.5 times the best, the one
+            that formulas choose and the one with the fewest bytes of constants) or "off" (the one formulas choose).
 
     Raises:
         UnsupportedError: no row applies to a node.
@@ -66,7 +66,9 @@ def candidates(graph: LoweredGraph, target: Target, form: str, effort: str) -> d
     for node in graph.nodes:
         if node.name in aliases or node.op == "float":
             continue
-        every = [_candidate(graph, node, row, target) for row in applicable(graph, node, target, form, extra=True)]
+        off = effort == "off"
+        rows = [choose(graph, node, target, form)] if off else applicable(graph, node, target, form, extra=True)
+        every = [_candidate(graph, node, row, target) for row in rows]
         found[node.name] = _likely(every) if effort == "quick" else every
     return found
 
