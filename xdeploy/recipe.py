@@ -62,6 +62,8 @@ class CompressOptions:
     scale: str = "channel"  # what has a weight scale of its own: channel | tensor, the whole layer
     # scales of 5 bits, biases in multiples of a power of two; None: where ecq or a density is used
     compact: bool | None = None
+    # without fine-tuning, scales and biases give every channel's output the mean and deviation of the float network's
+    restore: bool = True
     further: bool = False  # a file that is quantised already is taken as its float view and compressed once more
 
 
@@ -131,10 +133,17 @@ class Recipe:
         _check(self)
 
     def with_options(self, changes: Mapping[str, Any]) -> Recipe:
-        """A copy with dotted keys changed, e.g. {"plan.flash": 65536}."""
+        """A copy with dotted keys changed, e.g. {"plan.flash": 65536}.
+
+        Raises:
+            UsageError: an unknown key, a wrong type or value.
+        """
         recipe = self
+        sections = [x.name for x in fields(Recipe)]
         for key, value in changes.items():
             section, _, option = key.partition(".")
+            if section not in sections or (option and not is_dataclass(getattr(recipe, section))):
+                raise choose_from("recipe section or key", section, sections)
             if not option:
                 recipe = replace(recipe, **{section: _cast(Recipe, section, value, key)})
                 continue

@@ -12,7 +12,7 @@ from xdeploy.compress.apply import compress, quantise
 from xdeploy.compress.compact import PLAIN, Rules
 from xdeploy.compress.fakequant import FakeQuantModule, fake_quantise
 from xdeploy.compress.learning import NormalisedLayer, new_size
-from xdeploy.compress.normalise import EPS, Norm, Tally, hidden, moments
+from xdeploy.compress.normalise import EPS, Norm, Tally, moments
 from xdeploy.compress.optimise import Optimiser
 from xdeploy.compress.trainable import Rounded, TrainableModule
 from xdeploy.formats import QParams
@@ -36,7 +36,7 @@ def module_of(network: Network, formats: tuple[str, ...], rules: Rules = PLAIN) 
 def test_statistics_are_those_of_all_samples_at_once(make):
     network = trained(make())
     found, module = moments(network, INPUTS), NetworkModule(network).eval()
-    assert tuple(found) == hidden(network)
+    assert tuple(found) == network.hidden()
     values = {}
     for name in found:
         module.modules_by_name[name].register_forward_hook(lambda m, i, y, name=name: values.update({name: y.detach()}))
@@ -57,9 +57,9 @@ def test_parts_of_different_size_count_by_their_size():
 
 
 def test_only_layers_that_others_follow_are_normalised():
-    assert hidden(plain()) == ("stem", "dw", "mid")
+    assert plain().hidden() == ("stem", "dw", "mid")
     network = residual()
-    assert set(hidden(network)) == {x.name for x in network.weighted()} - {network.weighted()[-1].name}
+    assert set(network.hidden()) == {x.name for x in network.weighted()} - {network.weighted()[-1].name}
 
 
 @pytest.mark.parametrize("make", [plain, residual])
@@ -71,7 +71,7 @@ def test_it_begins_as_the_float_network(make, fmt):
     with torch.no_grad():
         expected, begun = NetworkModule(network)(x), module(x)
     assert float((begun - expected).abs().max()) < 0.12 * float(expected.abs().max())
-    for name in hidden(network):  # the measure of its weights is the network's own
+    for name in network.hidden():  # the measure of its weights is the network's own
         wanted = torch.from_numpy(network.params[name]["weight"])
         torch.testing.assert_close(module.layer(name).real(), wanted, rtol=1e-3, atol=1e-4)
 
@@ -89,7 +89,7 @@ def test_folding_is_the_formula_and_changes_no_code(compact):
     module.settle(INPUTS)
     before = {name: module.layer(name).codes().clone() for name in module.names}
     frozen = module.freeze()
-    for name in hidden(network):
+    for name in network.hidden():
         layer, w = module.layer(name), frozen.weights[name]
         np.testing.assert_array_equal(w.codes, before[name].numpy())
         gain = (layer.norm.gamma() / torch.sqrt(layer.norm.var + EPS)).detach().double().numpy()

@@ -77,7 +77,7 @@ def test_layers_get_the_densities_of_the_plan(method, epochs):
         else:
             assert abs(share - 0.2) <= 1.0 / size + 1e-9
     assert [s["step"] for s in model.steps] == ["quantise"] + (
-        ["recover"] if epochs else ["assign"] * (method != "off")
+        ["recover"] if epochs else ["assign"] * (method != "off") + ["restore"]
     )
 
 

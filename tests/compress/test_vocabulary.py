@@ -155,8 +155,9 @@ def test_moves_keep_codes():
 # --------------------------------------------------------------------------------- compressing and training
 def test_int8_loses_little_and_survives_saving(tmp_path):
     model = compressed(trained(modern(), 40))
-    (step,) = model.steps
+    step = model.steps[0]
     assert step["accuracy_before"] > 50
+    assert model.steps[-1]["accuracy_after"] >= step["accuracy_before"] - 5
     assert step["accuracy_after"] >= step["accuracy_before"] - 5
     model.save(tmp_path)
     again = CompressedModel.load(tmp_path)

@@ -17,8 +17,10 @@ from xdeploy.compress.ecq import Rescore, constraint_of
 from xdeploy.compress.fakequant import FakeQuantModule, accuracy
 from xdeploy.compress.integer import quantise_layer
 from xdeploy.compress.model import CompressedModel, QuantisedWeight
+from xdeploy.compress.normalise import Moments, moments
 from xdeploy.compress.prune import kept_channels, prune_network, prune_relevance
 from xdeploy.compress.recover import Setting, assign_once, fine_tune
+from xdeploy.compress.restore import restore
 from xdeploy.compress.zeros import masks, with_zeros
 from xdeploy.errors import UsageError
 from xdeploy.formats import Float64, QParams
@@ -38,14 +40,15 @@ Progress = Callable[[str, int, int], None]  # what, done, total (0: unknown)
 class Memory:
     """What the plans of one network have in common, so that a search over plans does it once.
 
-    Activation parameters, and each layer's integers in each format, by (layer, format). It belongs to one network, one
-    relevance map, one set of calibration data and options; where a plan removes channels nothing is taken from it. What
-    else makes a layer's integers (density, order of zeros, rules) is in the second part of its key.
+    Activation parameters, moments, and each layer's integers in each format, by (layer, format). It belongs to one
+    network, one relevance map, one set of calibration data and options; where a plan removes channels only moments are
+    taken from it. What else makes a layer's integers (density, order of zeros, rules) is in the second part of its key.
     """
 
     network: Network
     activations: dict[str, QParams] = field(default_factory=dict)
     weights: dict[tuple[str, str], QuantisedWeight] = field(default_factory=dict)
+    moments: Moments | None = None
 
 
 def compress(
@@ -102,17 +105,39 @@ def compress(
     log.start(NetworkModule(network).eval())
     pruned, relevance = _pruned(network, plan, relevance, rescore, log)
     rules = rules_of(plan, options, ecq)
-    model = quantise(pruned, plan, relevance, io, calibration, options, progress, memory, rules)
+    tuned = recover.epochs > 0 and train is not None
+    norms = None
+    if recover.batchnorm if tuned else options.restore:
+        norms = _norms(network, plan, calibration, memory)
+    ranges = pruned if norms is None else network  # of what outputs will be like
+    model = quantise(pruned, plan, relevance, io, calibration, options, progress, memory, rules, ranges)
     log.step("quantise", FakeQuantModule(model))
     constrain = partial(constraint_of, options=ecq, rescore=rescore, relevance=relevance)
-    setting = Setting(constrain, rules, network, checkpoint, train_steps, calibration)
-    if recover.epochs > 0 and train is not None:
+    if tuned:
+        assert train is not None
+        setting = Setting(constrain, rules, network, checkpoint, train_steps, calibration, norms)
         model = fine_tune(model, train, validation, recover, seed, progress, setting)
         log.step("recover", FakeQuantModule(model))
-    elif ecq is not None and ecq.method != "off":
+        return replace(model, steps=tuple(log.steps))
+    if ecq is not None and ecq.method != "off":
         model = assign_once(model, constrain, rules)
         log.step("assign", FakeQuantModule(model))
+    if norms is not None:
+        model = restore(model, norms, calibration(), rules)
+        log.step("restore", FakeQuantModule(model))
     return replace(model, steps=tuple(log.steps))
+
+
+def _norms(network: Network, plan: CompressionPlan, calibration: Inputs, memory: Memory | None) -> Moments:
+    """Moments of the float network's outputs, of the channels that the plan keeps."""
+    known = memory if memory is not None and memory.network is network else Memory(network)
+    if known.moments is None:
+        known.moments = moments(network, calibration())
+    keep = {name: list(channels) for name, channels in kept_channels(plan).items()}
+    return {
+        name: (mean[keep[name]], deviation[keep[name]]) if name in keep else (mean, deviation)
+        for name, (mean, deviation) in known.moments.items()
+    }
 
 
 def _check(network: Network, plan: CompressionPlan, recover: RecoverOptions, train: Train | None) -> None:
@@ -150,15 +175,17 @@ def quantise(
     progress: Progress | None = None,
     memory: Memory | None = None,
     rules: Rules = PLAIN,
+    ranges: Network | None = None,
 ) -> CompressedModel:
     """Calibrate activations and quantise every layer's weights as the plan says; no training, no measuring.
 
     The plan's zeros are set before scales and codebooks are fitted to the rest; the model's network keeps its weights.
+    `ranges`: the network that activations are calibrated on, of the same layers; None: `network`.
     """
     tell = None if progress is None else lambda done, total: progress("calibrate", done, total)
     known = memory if memory is not None and memory.network is network else Memory(network)
     if not known.activations:
-        known.activations.update(calibrate(network, calibration(), options.activation_percentile, tell))
+        known.activations.update(calibrate(ranges or network, calibration(), options.activation_percentile, tell))
     activations = dict(known.activations)
     importances = layer_importance(network, relevance, options)
     sparse = with_zeros(network, masks(network, plan, relevance))

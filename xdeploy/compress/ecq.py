@@ -21,6 +21,7 @@ from xdeploy.compress.fakequant import real_network
 from xdeploy.compress.learning import TrainableLayer
 from xdeploy.compress.masks import Pruning, zeros_at
 from xdeploy.compress.trainable import TrainableModule
+from xdeploy.compress.zeros import order_of
 from xdeploy.errors import UsageError
 from xdeploy.handover import RelevanceMap
 from xdeploy.model.network import Network
@@ -98,7 +99,8 @@ class EntropyConstraint:
             levels = levels_of(layer)
             if levels is None or density is None:
                 continue
-            self.assigners[name] = Assigner(options.rho, options.tolerance, options.entropy)
+            _, per = order_of(module.compressed.plan[name])
+            self.assigners[name] = Assigner(options.rho, options.tolerance, options.entropy, per)
             nearest = nearest_costs(layer.units(), levels.values, torch.zeros(len(levels.values)))
             self.zeros[name] = float((nearest == levels.zero).double().mean()), 1.0 - density
             self.share[name] = self.zeros[name][0]

@@ -29,6 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xdeploy.ranking import zero_mask
+
 HALVINGS = 12  # of beta, at most
 SMOOTHING = 0.9  # of lambda over steps
 LEAST_SAVED = 0.5  # bits that a zero must save for lambda to mean anything
@@ -102,12 +104,14 @@ class Assigner:
     """Assigns one layer's weights, again and again while they move; remembers lambda and the levels' shares.
 
     rho: factor of the cost at zero for the largest relevance, >= 1. tolerance: see above, 0..1. part: of lambda, 0..1,
-    that the levels beside zero compete with; all of it draws them together where few weights are left.
+    that the levels beside zero compete with; all of it draws them together where few weights are left. per: what has
+    the share of zeros, layer or row.
     """
 
     rho: float = 2.0
     tolerance: float = 0.1
     part: float = 1.0
+    per: str = "layer"
     strength: float = 0.0  # lambda, in squared steps per bit
     shares: Tensor | None = None
 
@@ -143,7 +147,7 @@ class Assigner:
         wide = torch.ones((), dtype=unit.dtype) if worth is None else worth
         zero, rest = wide * (square + bits[levels.zero]), wide * (distance + bits[best])
         count = max(round(zeros * unit.numel()), int((square <= distance).sum()))
-        chosen, limit = _least(zero - rest, count)
+        chosen, limit = self._least(zero - rest, count)
         if relevance is not None:
             chosen = self._with_relevance(zero, rest, chosen, count, relevance)
         codes = torch.where(chosen, torch.full_like(best, levels.zero), best)
@@ -158,7 +162,7 @@ class Assigner:
         share = (relevance / top).clamp_min(1e-12)
         relative, beta = share / share.mean(), relevance_power(share, self.rho)
         for _ in range(HALVINGS):
-            chosen, _ = _least(relative.pow(beta) * zero - rest, count)
+            chosen, _ = self._least(relative.pow(beta) * zero - rest, count)
             if float((plain & ~chosen).double().mean()) <= self.tolerance:
                 return chosen
             beta /= 2.0
@@ -174,17 +178,19 @@ class Assigner:
         now = self.part * max(margin, 0.0) / saved if saved > LEAST_SAVED else 0.0
         self.strength = SMOOTHING * self.strength + (1.0 - SMOOTHING) * now
 
+    def _least(self, margin: Tensor, count: int) -> tuple[Tensor, float]:
+        """Which are the `count` smallest (with all that equal the largest of them), and the largest of them."""
+        if count <= 0:
+            return torch.zeros_like(margin, dtype=torch.bool), -math.inf
+        if self.per == "row":
+            chosen = torch.from_numpy(zero_mask(margin.numpy(), count, "row"))
+            return chosen, float(margin[chosen].max())
+        limit = float(np.partition(margin.flatten().numpy(), count - 1)[count - 1])
+        return margin <= limit, limit
+
     @staticmethod
     def _saved(shares: Tensor, levels: Levels) -> float:
         """Bits of the mean weight that is not zero, less those of a zero."""
         bits, weight = -shares.log2(), shares.clone()
         weight[levels.zero] = 0.0
         return float((weight * bits).sum() / weight.sum()) - float(bits[levels.zero])
-
-
-def _least(margin: Tensor, count: int) -> tuple[Tensor, float]:
-    """Which are the `count` smallest (with all that equal the largest of them), and the largest of them."""
-    if count <= 0:
-        return torch.zeros_like(margin, dtype=torch.bool), -math.inf
-    limit = float(np.partition(margin.flatten().numpy(), count - 1)[count - 1])
-    return margin <= limit, limit

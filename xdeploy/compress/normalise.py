@@ -26,7 +26,7 @@ from xdeploy.compress.calibrate import watching
 from xdeploy.compress.compact import compact_scale
 from xdeploy.compress.integer import BIAS_LIMIT, requant_shift
 from xdeploy.formats import Float64, QParams
-from xdeploy.model.network import WEIGHTED, Network
+from xdeploy.model.network import Network
 from xdeploy.model.torchmodule import NetworkModule
 
 EPS = 1e-5
@@ -120,13 +120,15 @@ class Norm(nn.Module):
         return self.gamma() / torch.sqrt(self.var + EPS)
 
     @torch.no_grad()
-    def fold(self, unit: float, source: QParams, out: QParams, compact: bool, name: str) -> tuple[Float32, Float64]:
+    def fold(
+        self, unit: float | Float32, source: QParams, out: QParams, compact: bool, name: str
+    ) -> tuple[Float32, Float64]:
         """Scales (O,) and real biases (O,) that do the same, the biases within what int32 has room for.
 
         A channel without spread gives beta whatever its scale; it takes the smallest of the others.
 
         Args:
-            unit: what one step of the codes is in z.
+            unit: what one step of the codes is in z, for all channels or each (O,).
             source: quantisation of the layer's input.
             out: quantisation of its output.
             compact: whether the scales have few bits.
@@ -146,18 +148,6 @@ class Norm(nn.Module):
         return np.where(scale < least, raised, scale), bias
 
 
-def hidden(network: Network) -> tuple[str, ...]:
-    """The weighted layers that another weighted layer follows."""
-    found: list[str] = []
-    before = set[str]()  # of some weighted layer
-    for layer in reversed(network.layers):
-        if layer.kind in WEIGHTED and layer.name in before:
-            found.append(layer.name)
-        if layer.kind in WEIGHTED or layer.name in before:
-            before.update(layer.inputs)
-    return tuple(reversed(found))
-
-
 def moments(network: Network, batches: Iterable[Tensor]) -> Moments:
     """Mean and deviation of every hidden layer's outputs, before any fused activation.
 
@@ -165,7 +155,7 @@ def moments(network: Network, batches: Iterable[Tensor]) -> Moments:
         network: the float network.
         batches: inputs (N, *input shape), at least one.
     """
-    tallies = {name: Tally() for name in hidden(network)}
+    tallies = {name: Tally() for name in network.hidden()}
     module = NetworkModule(network).eval()
     with torch.no_grad(), watching(module, tallies, lambda name, y: tallies[name].add(y)):
         for x in batches:

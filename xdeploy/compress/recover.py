@@ -23,7 +23,7 @@ from xdeploy.compress.compact import PLAIN, Rules
 from xdeploy.compress.ecq import Constraint
 from xdeploy.compress.fakequant import FakeQuantModule, accuracy
 from xdeploy.compress.model import CompressedModel
-from xdeploy.compress.normalise import moments
+from xdeploy.compress.normalise import Moments, moments
 from xdeploy.compress.optimise import Average, Optimiser, Teacher, channels_last, has_bfloat16, loss, squashes
 from xdeploy.compress.trainable import TrainableModule
 from xdeploy.errors import UsageError
@@ -46,6 +46,7 @@ class Setting:
     checkpoint: where the state is kept after every epoch, and found again.
     steps: batches in an epoch; None: they are counted.
     inputs: what statistics of BatchNorm are taken of; None: the first epoch's.
+    norms: what they begin with; None: those of the model's float weights.
     """
 
     constrain: Constrain = lambda _: None
@@ -54,6 +55,7 @@ class Setting:
     checkpoint: Checkpoint | None = None
     steps: int | None = None
     inputs: Callable[[], Iterable[Tensor]] | None = None
+    norms: Moments | None = None
 
 
 def fine_tune(
@@ -112,7 +114,9 @@ class _Tuning:
         self.start, self.checkpoint, self.inputs = model, setting.checkpoint, setting.inputs
         self.bfloat16 = has_bfloat16() if options.precision == "auto" else options.precision == "bfloat16"
         self.steps = setting.steps or _count(train(0))
-        norms = moments(model.network, self._sample()) if options.batchnorm else None
+        norms = None
+        if options.batchnorm:
+            norms = moments(model.network, self._sample()) if setting.norms is None else setting.norms
         self.module = TrainableModule(model, setting.rules, self.bfloat16, norms)
         self.optimiser = Optimiser(self.module, options)
         self.constraint = setting.constrain(self.module)

@@ -119,6 +119,17 @@ class Network:
         """Convolution and linear layers, in execution order."""
         return tuple(x for x in self.layers if x.kind in WEIGHTED)
 
+    def hidden(self) -> tuple[str, ...]:
+        """Names of the weighted layers that another weighted layer follows, in execution order."""
+        found: list[str] = []
+        before = set[str]()  # of some weighted layer
+        for layer in reversed(self.layers):
+            if layer.kind in WEIGHTED and layer.name in before:
+                found.append(layer.name)
+            if layer.kind in WEIGHTED or layer.name in before:
+                before.update(layer.inputs)
+        return tuple(reversed(found))
+
     def fused_activation(self, name: str) -> Layer | None:
         """The relu or clip that is the only reader of a conv2d, linear or add layer, else None.
 

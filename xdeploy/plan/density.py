@@ -62,11 +62,20 @@ def _share_out(network: Network, relevance: RelevanceMap | None, options: PlanOp
         weight, scored = network.params[name]["weight"], _scored(relevance, name)
         if scored is None and options.zeros in ("relevance", "negative-first"):
             raise _missing(name, f"plan.zeros = {options.zeros!r}")
-        found[name] = zero_mask(scores(options.zeros, weight, scored), size - kept[name], options.zeros_per)
+        found[name] = zero_mask(scores(options.zeros, weight, scored), size - kept[name], scope(network, options, name))
         if scored is not None:
             total = float(np.abs(scored).sum(dtype=np.float64))
             left[name] = float(np.abs(scored)[~found[name]].sum(dtype=np.float64)) / total if total else 0.0
     return Sharing(density, kept, found, left)
+
+
+def scope(network: Network, options: PlanOptions, name: str) -> str:
+    """What has its own share of zeros in a layer: every class of a last layer, as one without weights is never found.
+
+    Below such a layer a channel without weights only means that it is not needed. Where all that is not positive goes,
+    nothing is shared out.
+    """
+    return options.zeros_per if options.density_by == "positive" or name in network.hidden() else "row"
 
 
 def _counts(

@@ -14,7 +14,7 @@ from xdeploy.handover import CompressionPlan, PlanLine, RelevanceMap, quantity
 from xdeploy.model.network import Network
 from xdeploy.plan.channels import Removal
 from xdeploy.plan.cost import CostTable
-from xdeploy.plan.density import WORDS
+from xdeploy.plan.density import WORDS, scope
 from xdeploy.recipe import PlanOptions
 
 
@@ -39,7 +39,7 @@ class Decided:
 
 def build_plan(decided: Decided, choice: NDArray[np.intp], budget: dict[str, Any]) -> CompressionPlan:
     """Write a choice (column per layer) down as a plan with a reason on every line."""
-    table, options, network = decided.table, decided.options, decided.small
+    table, network = decided.table, decided.small
     cells = np.arange(len(choice))
     total = float(table.distortion[cells, choice].sum())
     share = {} if decided.relevance is None else decided.relevance.share()
@@ -50,7 +50,7 @@ def build_plan(decided: Decided, choice: NDArray[np.intp], budget: dict[str, Any
             keep=None if decided.removal is None else decided.removal.keep.get(layer),
             reason=_reason(decided, i, int(j), share.get(layer), total),
             density=table.density(layer, int(j)),
-            zeros=_order(options) if table.sharings[j] is not None else None,
+            zeros=_order(decided, layer) if table.sharings[j] is not None else None,
         )
         for i, (layer, j) in enumerate(zip(table.layers, choice, strict=True))
     )
@@ -89,8 +89,9 @@ def _more(decided: Decided, choice: NDArray[np.intp]) -> dict[str, Any]:
     return found
 
 
-def _order(options: PlanOptions) -> str:
-    return options.zeros if options.zeros_per == "layer" else f"{options.zeros}/{options.zeros_per}"
+def _order(decided: Decided, layer: str) -> str:
+    per = scope(decided.network, decided.options, layer)
+    return decided.options.zeros if per == "layer" else f"{decided.options.zeros}/{per}"
 
 
 def _reason(decided: Decided, i: int, j: int, share: float | None, total: float) -> str:
@@ -139,7 +140,7 @@ def _zeros(decided: Decided, layer: str, j: int) -> str:
     part = sharing.relevance.get(layer)
     held = f" with {100 * part:.1f} % of their relevance" if part is not None else ""
     share = 100.0 * sharing.kept[layer] / sharing.masks[layer].size
-    per = " in every output channel" if options.zeros_per == "row" else ""
+    per = " in every output channel" if scope(decided.network, options, layer) == "row" else ""
     return f"keeps {share:.1f} % of its weights{held}: {WORDS[options.density_by]}, {options.zeros}{per} chooses which"
 
 
