@@ -106,7 +106,7 @@ NETWORKS = {
         ),
         Net(
             "spoken", "xdeploy.model.zoo:spoken_digits_mlp", "Free Spoken Digit Dataset, MFCC", _spoken,
-            Schedule(60, 0.02, smoothing=0.1, noise=0.5), Schedule(60, 0.05, smoothing=0.1, noise=0.5, fresh=True),
+            Schedule(25, 0.02, smoothing=0.1, noise=0.3), Schedule(15, 0.05, smoothing=0.1, noise=0.3, fresh=True),
             threads=1,
         ),
         Net(

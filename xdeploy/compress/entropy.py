@@ -25,7 +25,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -179,14 +178,14 @@ class Assigner:
         self.strength = SMOOTHING * self.strength + (1.0 - SMOOTHING) * now
 
     def _least(self, margin: Tensor, count: int) -> tuple[Tensor, float]:
-        """Which are the `count` smallest (with all that equal the largest of them), and the largest of them."""
+        """Which are the `count` smallest (of equals the first), and the largest of them, in the middle row."""
         if count <= 0:
             return torch.zeros_like(margin, dtype=torch.bool), -math.inf
-        if self.per == "row":
-            chosen = torch.from_numpy(zero_mask(margin.numpy(), count, "row"))
+        chosen = torch.from_numpy(zero_mask(margin.numpy(), count, self.per))
+        if self.per == "layer":
             return chosen, float(margin[chosen].max())
-        limit = float(np.partition(margin.flatten().numpy(), count - 1)[count - 1])
-        return margin <= limit, limit
+        largest = torch.where(chosen, margin, torch.full_like(margin, -math.inf)).flatten(1).amax(1)
+        return chosen, float(largest.median())
 
     @staticmethod
     def _saved(shares: Tensor, levels: Levels) -> float:

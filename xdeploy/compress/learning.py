@@ -28,7 +28,7 @@ from xdeploy.model.torchmodule import Conv, Dense
 from xdeploy.quantise import channel_scale, uniform_codes
 
 SCALE_RANGE = 2.0  # a scale learns within this factor of where it started, so that bias and shift stay proven
-BEYOND = 0.5  # steps that a normalised weight may be outside of what its codes reach, so that it can come back
+BEYOND = 2.0  # times what its codes reach may a normalised weight be: it can come back, and is told from others
 
 
 class TrainableLayer(nn.Module):
@@ -289,7 +289,7 @@ class NormalisedLayer(TrainableLayer):
     @torch.no_grad()
     def bound(self) -> None:
         """Keep weights where codes are near, entries in order, gamma positive."""
-        most = (self.start.format.limit + BEYOND) * self.step
+        most = BEYOND * self.start.format.limit * self.step
         self.weight.clamp_(-most, most)
         self.norm.bound()
         self._order()
