@@ -235,3 +235,12 @@ def test_charts_of_the_same_rows_have_the_same_bytes(tmp_path: Path) -> None:
 def test_spread_is_half_the_range() -> None:
     assert tables.spread([1.0]) == "1.00"
     assert tables.spread(list(np.array([1.0, 2.0, 4.0]))) == "2.33 ± 1.50"
+
+
+def test_cases_of_restoring_differ_in_one_option_only() -> None:
+    import restore
+
+    assert len(restore.CASES) >= 8
+    for options in restore.CASES.values():
+        on, off = (recipe_of(restore.PLAIN | options | {"compress.restore": x}) for x in (True, False))
+        assert set(changed(off)) - set(changed(on)) == {"compress.restore"}

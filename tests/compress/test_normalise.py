@@ -183,3 +183,12 @@ def test_sparse_deep_networks_learn_with_it_only():
         )  # fmt: skip
         reached[batchnorm] = model.steps[-1]["accuracy_after"]
     assert reached[True] > 80 > reached[False] + 30, reached
+
+
+def test_scores_outside_of_their_range_can_come_back():
+    module = module_of(trained(plain()), ("int8",))
+    bias = module.layer("fc").bias
+    with torch.no_grad():
+        bias[1] = -100.0
+    torch.nn.functional.cross_entropy(module(TRAIN[0]), TRAIN[1]).backward()
+    assert float(bias.grad[1]) < -1e-3

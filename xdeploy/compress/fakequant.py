@@ -87,7 +87,7 @@ class FakeQuantModule(nn.Module):
         result: Tensor = module(*xs)
         return result
 
-    def _fake_quantise(self, y: Tensor, q: QParams) -> Tensor:
+    def _fake_quantise(self, name: str, y: Tensor, q: QParams) -> Tensor:
         return fake_quantise(y, q)
 
     def values(self, x: Tensor, keep: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ class FakeQuantModule(nn.Module):
             )
             q = self.activations.get(layer.name)
             moved = layer.kind in MOVERS and layer.kind != "clip" and self._keeps_codes(layer.inputs)
-            live[layer.name] = y if q is None or moved else self._fake_quantise(y, q)
+            live[layer.name] = y if q is None or moved else self._fake_quantise(layer.name, y, q)
             for name in set(layer.inputs) - wanted:
                 if last[name] == k:
                     del live[name]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from xdeploy.compress.compact import PLAIN, Rules
-from xdeploy.compress.fakequant import FakeQuantModule, fake_quantise
+from xdeploy.compress.fakequant import FakeQuantModule, fake_quantise, through
 from xdeploy.compress.integer import BIAS_LIMIT, requant_shift
 from xdeploy.compress.learning import SCALE_RANGE, NormalisedLayer, TrainableLayer
 from xdeploy.compress.model import CompressedModel
@@ -67,6 +67,7 @@ class TrainableModule(FakeQuantModule):
         self.clamped = {
             x.name for x in fused if x is not None and x.kind == "relu" and self.activations[x.name].zero_point == -128
         }
+        self.followed = compressed.network.followed()
         self.names = {name: k for k, name in enumerate(compressed.weights)}
         self.trained = nn.ModuleList(self._layer_of(name) for name in self.names)
 
@@ -109,9 +110,11 @@ class TrainableModule(FakeQuantModule):
                 return self.layer(name).run(module, xs[0]).float()
             return super()._layer(name, module, xs).float()
 
-    def _fake_quantise(self, y: Tensor, q: QParams) -> Tensor:
+    def _fake_quantise(self, name: str, y: Tensor, q: QParams) -> Tensor:
         if not (torch.is_grad_enabled() and y.requires_grad):
             return fake_quantise(y, q)
+        if name not in self.followed:  # a class whose score is below the range must be able to come back
+            return through(y, fake_quantise(y.detach(), q))
         result: Tensor = Rounded.apply(y, q)  # type: ignore[no-untyped-call]
         return result
 

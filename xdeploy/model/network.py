@@ -121,14 +121,16 @@ class Network:
 
     def hidden(self) -> tuple[str, ...]:
         """Names of the weighted layers that another weighted layer follows, in execution order."""
-        found: list[str] = []
-        before = set[str]()  # of some weighted layer
+        followed = self.followed()
+        return tuple(x.name for x in self.weighted() if x.name in followed)
+
+    def followed(self) -> frozenset[str]:
+        """Names of all layers that a weighted layer follows, at once or later."""
+        found = set[str]()
         for layer in reversed(self.layers):
-            if layer.kind in WEIGHTED and layer.name in before:
-                found.append(layer.name)
-            if layer.kind in WEIGHTED or layer.name in before:
-                before.update(layer.inputs)
-        return tuple(reversed(found))
+            if layer.kind in WEIGHTED or layer.name in found:
+                found.update(layer.inputs)
+        return frozenset(found)
 
     def fused_activation(self, name: str) -> Layer | None:
         """The relu or clip that is the only reader of a conv2d, linear or add layer, else None.
