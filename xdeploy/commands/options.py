@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from xdeploy.recipe import Recipe
 
 _SIZES = {"": 1, "k": 1024, "kb": 1024, "kib": 1024, "m": 1024**2, "mb": 1024**2, "mib": 1024**2}
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,26 +26,23 @@ class Parser(argparse.ArgumentParser):
 
 def size(text: str) -> int:
     """Bytes: 65536, 64K, 1M."""
-    digits = text.rstrip("kKmMbBiI")
-    factor = _SIZES.get(text[len(digits) :].lower())
-    try:
-        if factor is None:
-            raise ValueError
-        return int(float(digits) * factor)
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; examples: 65536, 64K, 1M") from None
+    return _scaled(text, "kKmMbBiI", _SIZES, "size; examples: 65536, 64K, 1M")
 
 
 def count(text: str) -> int:
     """A number of operations: 20000000, 20M, 1.5G."""
-    digits = text.rstrip("kKmMgG")
-    factor = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}.get(text[len(digits) :].lower())
+    return _scaled(text, "kKmMgG", _COUNTS, "count; examples: 20000000, 20M, 1.5G")
+
+
+def _scaled(text: str, letters: str, factors: dict[str, int], what: str) -> int:
+    digits = text.rstrip(letters)
+    factor = factors.get(text[len(digits) :].lower())
     try:
         if factor is None:
             raise ValueError
         return int(float(digits) * factor)
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no count; examples: 20000000, 20M, 1.5G") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}") from None
 
 
 def _floats(text: str) -> list[float]:

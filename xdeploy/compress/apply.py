@@ -19,7 +19,7 @@ from xdeploy.compress.integer import quantise_layer
 from xdeploy.compress.model import CompressedModel, QuantisedWeight
 from xdeploy.compress.normalise import Moments, moments
 from xdeploy.compress.prune import kept_channels, prune_network, prune_relevance
-from xdeploy.compress.recover import Setting, assign_once, fine_tune
+from xdeploy.compress.recover import Constrain, Setting, assign_once, fine_tune
 from xdeploy.compress.restore import restore
 from xdeploy.compress.zeros import masks, with_zeros
 from xdeploy.errors import UsageError
@@ -105,27 +105,38 @@ def compress(
     log.start(NetworkModule(network).eval())
     pruned, relevance = _pruned(network, plan, relevance, rescore, log)
     rules = rules_of(plan, options, ecq)
-    tuned = recover.epochs > 0 and train is not None
-    norms = None
-    if recover.batchnorm if tuned else options.restore:
-        norms = _norms(network, plan, calibration, memory)
+    wanted = recover.batchnorm if recover.epochs > 0 else options.restore
+    norms = _norms(network, plan, calibration, memory) if wanted else None
     ranges = pruned if norms is None else network  # of what outputs will be like
     model = quantise(pruned, plan, relevance, io, calibration, options, progress, memory, rules, ranges)
     log.step("quantise", FakeQuantModule(model))
     constrain = partial(constraint_of, options=ecq, rescore=rescore, relevance=relevance)
-    if tuned:
-        assert train is not None
+    if recover.epochs > 0 and train is not None:
         setting = Setting(constrain, rules, network, checkpoint, train_steps, calibration, norms)
         model = fine_tune(model, train, validation, recover, seed, progress, setting)
         log.step("recover", FakeQuantModule(model))
-        return replace(model, steps=tuple(log.steps))
-    if ecq is not None and ecq.method != "off":
+    else:
+        assigned = ecq is not None and ecq.method != "off"
+        model = _untrained(model, constrain if assigned else None, norms, calibration, rules, log)
+    return replace(model, steps=tuple(log.steps))
+
+
+def _untrained(
+    model: CompressedModel,
+    constrain: Constrain | None,
+    norms: Moments | None,
+    calibration: Inputs,
+    rules: Rules,
+    log: StepLog,
+) -> CompressedModel:
+    """What becomes of a quantised model without fine-tuning: its codes assigned, its outputs' moments given back."""
+    if constrain is not None:
         model = assign_once(model, constrain, rules)
         log.step("assign", FakeQuantModule(model))
     if norms is not None:
         model = restore(model, norms, calibration(), rules)
         log.step("restore", FakeQuantModule(model))
-    return replace(model, steps=tuple(log.steps))
+    return model
 
 
 def _norms(network: Network, plan: CompressionPlan, calibration: Inputs, memory: Memory | None) -> Moments:
@@ -211,9 +222,8 @@ def quantise_weights(
     layers = network.weighted()
     result: dict[str, QuantisedWeight] = {}
     for k, layer in enumerate(layers, 1):
-        name, fused = layer.name, network.fused_activation(layer.name)
-        p = network.params[name]
-        out = activations[name if fused is None else fused.name]
+        name = layer.name
+        p, out = network.params[name], activations[network.quantised(name)]
         line = plan[name]
         own = replace(rules, zero=line.density is not None)
         fmt = line.weight_format

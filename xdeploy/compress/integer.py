@@ -56,9 +56,7 @@ def quantise_layer(
         if (scale >= needed).all():
             break
         floor = np.maximum(floor, needed * (1 + 1e-6))  # float32 must not round back under it
-    codes_bias = bias_codes(bias, source, scale)
-    if rules.compact:
-        codes_bias = compact_bias(codes_bias, bias_shift(source, scale, out))
+    codes_bias = stored_bias(bias, source, scale, out, rules)
     result = QuantisedWeight(fmt.name, codes, book, scale, codes_bias)
     prove_accumulator(result.values.reshape(len(codes), -1), codes_bias, shift, origin)
     return result
@@ -68,6 +66,12 @@ def bias_codes(bias: NDArray[np.floating], source: QParams, scale: Float32) -> I
     """round(bias / (source.scale * scale[c])), saturated far inside int32."""
     step = source.scale * scale.astype(np.float64)
     return np.clip(np.rint(bias.astype(np.float64) / step), -(2**30), 2**30).astype(np.int32)
+
+
+def stored_bias(bias: NDArray[np.floating], source: QParams, scale: Float32, out: QParams, rules: Rules) -> Int32:
+    """The bias codes (O,) that a layer keeps: `bias_codes`, no finer than the rules ask."""
+    codes = bias_codes(bias, source, scale)
+    return compact_bias(codes, bias_shift(source, scale, out)) if rules.compact else codes
 
 
 def requant_shift(origin: str, source: QParams, scale: Float32, out: QParams) -> int:

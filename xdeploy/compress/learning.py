@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from xdeploy.compress.compact import PLAIN, Rules, bias_shift, compact_bias, compact_scale
 from xdeploy.compress.fakequant import through
-from xdeploy.compress.integer import bias_codes
+from xdeploy.compress.integer import stored_bias
 from xdeploy.compress.model import QuantisedWeight
 from xdeploy.compress.normalise import Norm
 from xdeploy.formats import QParams
@@ -58,12 +58,16 @@ class TrainableLayer(nn.Module):
         self.weight, self.bias = module.weight, module.bias
         self.first_scale = torch.from_numpy(start.scale[:1].copy() if rules.tensor else start.scale.copy())
         self.scale = nn.Parameter(self.first_scale.clone(), requires_grad=start.codebook is None)
-        self.unit = float(start.scale.mean())  # entries are held in the unit of weights, so that rates fit both
         self.entries: nn.Parameter | None = None
-        if start.codebook is not None:
-            self.entries = nn.Parameter(torch.from_numpy(start.codebook.astype(np.float32)) * self.unit)
-            self.find_zero()
+        self._hold_entries(float(start.scale.mean()))
         self.assigned: Tensor | None = None  # codes that were not chosen by nearness; they stay until changed
+
+    def _hold_entries(self, unit: float) -> None:
+        """Hold the codebook's entries in the unit of weights, so that rates fit both."""
+        self.unit = unit
+        if self.start.codebook is not None:
+            self.entries = nn.Parameter(torch.from_numpy(self.start.codebook.astype(np.float32)) * unit)
+            self.find_zero()
 
     def run(self, module: Conv | Dense, x: Tensor) -> Tensor:
         """The layer's outputs with what its codes stand for, differentiable."""
@@ -197,9 +201,7 @@ class TrainableLayer(nn.Module):
     def _integers(self, scale: NDArray[np.float32], bias: NDArray[np.float64]) -> QuantisedWeight:
         book = None if self.entries is None else self.book().numpy().astype(np.int8)
         codes = self.codes().to(torch.int8).numpy().copy()
-        whole = bias_codes(bias, self.source, scale)
-        if self.rules.compact:
-            whole = compact_bias(whole, bias_shift(self.source, scale, self.out))
+        whole = stored_bias(bias, self.source, scale, self.out, self.rules)
         return QuantisedWeight(self.start.format_name, codes, book, scale, whole)
 
     def wide(self) -> Tensor:
@@ -246,9 +248,7 @@ class NormalisedLayer(TrainableLayer):
         self.weight = nn.Parameter(units * self.step)
         self.scale = nn.Parameter(torch.full_like(self.first_scale, self.step), requires_grad=False)
         norm.begin(first / self.step, self.bias.detach())
-        if start.codebook is not None:
-            self.unit = self.step
-            self.entries = nn.Parameter(torch.from_numpy(start.codebook.astype(np.float32)) * self.unit)
+        self._hold_entries(self.step)
 
     def _first_steps(self) -> Tensor:
         """Scales (O,) of the weights before any became zero: those of channels that will be empty mean nothing."""

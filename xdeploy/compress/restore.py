@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from xdeploy.compress.compact import Rules, bias_shift, compact_bias
+from xdeploy.compress.compact import Rules
 from xdeploy.compress.fakequant import FakeQuantModule
-from xdeploy.compress.integer import bias_codes, requant_shift
+from xdeploy.compress.integer import requant_shift, stored_bias
 from xdeploy.compress.model import CompressedModel
 from xdeploy.compress.normalise import Moments, Norm, Tally
 from xdeploy.formats import prove_accumulator
@@ -73,12 +73,10 @@ def restore(model: CompressedModel, norms: Moments, inputs: Iterable[Tensor], ru
     for name in norms:
         w, norm = weights[name], module.norm(name)
         norm.settle()
-        source, fused = model.activations[model.network[name].inputs[0]], model.network.fused_activation(name)
-        out = model.activations[name if fused is None else fused.name]
+        source = model.activations[model.network[name].inputs[0]]
+        out = model.activations[model.network.quantised(name)]
         scale, bias = norm.fold(w.scale, source, out, rules.compact, name)
-        codes = bias_codes(bias, source, scale)
-        if rules.compact:
-            codes = compact_bias(codes, bias_shift(source, scale, out))
+        codes = stored_bias(bias, source, scale, out, rules)
         weights[name] = replace(w, scale=scale, bias=codes)
         shift = requant_shift(name, source, scale, out)
         prove_accumulator(w.values.reshape(len(w.codes), -1), codes, shift, name)

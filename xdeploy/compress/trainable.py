@@ -89,8 +89,7 @@ class TrainableModule(FakeQuantModule):
         return self.activations[self.network[name].inputs[0]]
 
     def _out(self, name: str) -> QParams:
-        fused = self.network.fused_activation(name)
-        return self.activations[name if fused is None else fused.name]
+        return self.activations[self.network.quantised(name)]
 
     def layer(self, name: str) -> TrainableLayer:
         """What learns in a layer."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from xdeploy.handover import RelevanceMap
 from xdeploy.model.network import Network
+from xdeploy.relevance.agreement import correlation
 
 SCHEMA = "xdeploy.scores/1"
 
@@ -18,10 +19,9 @@ def rank_correlation(a: NDArray[Any], b: NDArray[Any]) -> float | None:
     """Spearman's correlation of two arrays of one shape; None where one of them is constant."""
     from scipy.stats import rankdata
 
-    x, y = (rankdata(v, axis=None).ravel() for v in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    scale = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / scale if scale > 0 else None
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(correlation(*(rankdata(v, axis=None).reshape(1, -1) for v in (a, b)))[0])
 
 
 def scores(network: Network, relevance: RelevanceMap) -> dict[str, Any]:

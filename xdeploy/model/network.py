@@ -142,6 +142,11 @@ class Network:
             return readers[0]
         return None
 
+    def quantised(self, name: str) -> str:
+        """The layer after which a layer's output is quantised: its fused activation, or itself."""
+        fused = self.fused_activation(name)
+        return name if fused is None else fused.name
+
     def macs(self, name: str) -> int:
         """Multiply-accumulates of one sample through a conv2d or linear layer; 0 for the others."""
         layer = self[name]
