@@ -119,6 +119,18 @@ def test_lambda_is_where_zero_and_the_best_other_level_cost_the_same():
     np.testing.assert_array_equal(INT4.values[nearest[nearest != 7]], unit[nearest != 7].round().clamp(-7, 7))
 
 
+def test_a_rare_sign_does_not_die_out():
+    """Weights of which a fifth is positive, assigned until lambda stands: of c and -c the same number of bits counts."""
+    unit = torch.cat([-torch.linspace(0.2, 3.0, 800), torch.linspace(0.2, 3.0, 200)])
+    symmetric = Levels.of(torch.arange(-3, 4, dtype=torch.float32))
+    assigner = Assigner(part=1.0)
+    for _ in range(200):
+        codes = assigner.assign(unit, symmetric, 0.8)
+    left = symmetric.values[codes]
+    assert int((left > 0).sum()) == int((unit > 0).sum() * 0.2)
+    assert int((left < 0).sum()) == int((unit < 0).sum() * 0.2)
+
+
 def test_relevance_power_is_the_formula():
     share = torch.rand(1000, generator=torch.Generator().manual_seed(1)) ** 3
     mean = float(share.mean())

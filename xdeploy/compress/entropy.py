@@ -50,8 +50,14 @@ class Levels:
 
 
 def probabilities(codes: Tensor, levels: Levels) -> Tensor:
-    """P_c (K,), float64: shares of the codes, each level counted with half a weight more."""
+    """P_c (K,), float64: shares of the codes, each level counted with half a weight more.
+
+    Where the levels are symmetric, c and -c share theirs evenly: else the rarer sign costs more bits, so becomes
+    rarer, and dies out (measured: nine of a ResNet-20's twenty layers were left with one sign, and 76 % accuracy).
+    """
     counts = torch.bincount(codes.flatten(), minlength=len(levels.values)).double() + 0.5
+    if torch.equal(levels.values, -levels.values.flip(0)):
+        counts = (counts + counts.flip(0)) / 2.0
     return counts / counts.sum()
 
 
