@@ -9,22 +9,27 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS: list[tuple[str, ...]] = [
-    ("errors", "registry", "formats", "files", "permission"),
+    ("errors", "registry", "formats", "files", "permission", "process"),
     ("target", "recipe", "planoptions", "trainoptions", "handover", "store", "quantise", "ranking"),
-    ("lir", "kernel", "onnxwire", "onnxguard", "onnxdata", "onnxfile", "onnxshapes"),
+    ("lir", "kernel", "ranks", "onnxwire", "onnxguard", "onnxdata", "onnxfile", "onnxshapes"),
     ("model",),
     ("relevance", "plan", "compress", "lower", "program", "memory", "kernels"),
     ("export", "builder", "coding"),
     ("bench", "report", "gate", "explain"),
-    ("pipeline", "stages", "compressing", "request", "accuracy", "check", "diff", "kept", "matrix", "tune", "trial"),
-    ("console", "doctor", "commands", "cli"),
-]
+    (
+        "pipeline", "stages", "compressing", "request", "accuracy", "check", "diff", "kept", "matrix", "tune", "trial",
+        "together", "environment", "planning", "meter", "forecast", "beginning",
+    ),
+    ("sweep",),  # many runs of the pipeline
+    ("console", "doctor", "machine", "commands", "cli", "__main__"),
+]  # fmt: skip
 ROW = {unit: row for row, units in enumerate(ROWS) for unit in units}
 HEAVY = {
     # explain: what networks say of the samples that it shows
-    "torch": {"model", "relevance", "compress", "export", "explain"},
+    "torch": {"model", "relevance", "compress", "export", "explain", "ranks"},
     "captum": {"relevance"},
-    "matplotlib": {"explain"},
+    "optuna": {"sweep"},
+    "matplotlib": {"explain", "report", "sweep"},  # report: its charts, drawn from saved objects
     # lir: the reference run of a float part; kernels: TVM's importer takes one (both only where there is a float part)
     "onnx": {
         "export",

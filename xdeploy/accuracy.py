@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xdeploy.environment import environment
 from xdeploy.files import read_json, write_json
 from xdeploy.formats import Int8
 from xdeploy.handover import ExportedModel, IoSpec, quantity
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from xdeploy.model.source import SourceModel
 
 _BATCH = 500
+Pairs = list[list[int]]  # [true class, told class, samples], of pairs that occur
 
 
 def right(module: Any, batches: Iterable[Any], tell: Callable[[int], None] | None = None) -> NDArray[np.bool_]:
@@ -69,13 +71,14 @@ def judge(
 
     modules = {"float": NetworkModule(source.network), "fake_quant": FakeQuantModule(compressed)}
     value: dict[str, Any] = {"schema": "xdeploy.accuracy/1", **simulated(modules, source, progress)}
-    value["deployed"] = deployed(run, graph.io, source, progress) if run else None
+    counts = confusion(run, graph.io, source, progress) if run else None
+    value |= {"deployed": None if counts is None else share_right(counts), "confusion": table(counts, graph.io)}
     survival = survive(source, compressed, options, folder, progress)
     files: list[str] = survival.pop("files")
     rows = compare_with_onnx(exported.path, graph, exported.inputs)
     worst = max(r["max_code_difference"] for r in rows)
     onnx = read_json(folder / "export.json", "xdeploy.export/1")["onnx"]
-    value |= {**survival, "onnx": {**onnx, "node_max_difference": worst, "nodes": rows}}
+    value |= {"environment": environment(), **survival, "onnx": {**onnx, "node_max_difference": worst, "nodes": rows}}
     write_json(folder / "accuracy.json", value)
     return files
 
@@ -89,12 +92,33 @@ def simulated(modules: Mapping[str, Any], source: SourceModel, progress: Progres
     return value
 
 
-def deployed(run: Callable[[Int8], Int8], io: IoSpec, source: SourceModel, progress: Progress) -> dict[str, Any]:
-    """Accuracy in percent of the integer code itself on the whole test set; `run` maps input to output codes."""
-    hits = n = 0
+def confusion(run: Callable[[Int8], Int8], io: IoSpec, source: SourceModel, progress: Progress) -> Pairs:
+    """What the integer code itself takes each class of the whole test set for; `run` maps input to output codes."""
+    true, said = list[NDArray[Any]](), list[NDArray[Any]]()
     for x, y in source.test_batches(_BATCH):
         codes = run(io.to_codes(x.numpy()))
-        hits += int((codes.reshape(len(codes), -1).argmax(axis=1) == y.numpy()).sum())
-        n += len(codes)
-        progress("accuracy, deployed code", n, source.test_count)
-    return quantity(100 * hits / n, "%", "measured", n=n)
+        true.append(y.numpy())
+        said.append(codes.reshape(len(codes), -1).argmax(axis=1))
+        progress("accuracy, deployed code", sum(map(len, true)), source.test_count)
+    return pairs(np.concatenate(true), np.concatenate(said))
+
+
+def pairs(true: NDArray[Any], said: NDArray[Any]) -> Pairs:
+    """Count how often class `true` (N,) was told as `said` (N,): [true, said, count] of every pair that occurs."""
+    found, counts = np.unique(np.stack([true, said]).astype(np.int64), axis=1, return_counts=True)
+    return [[int(i), int(j), int(n)] for (i, j), n in zip(found.T, counts, strict=True)]
+
+
+def share_right(counts: Pairs) -> dict[str, Any]:
+    """Accuracy in percent as a quantity."""
+    n = sum(row[2] for row in counts)
+    return quantity(100 * sum(c for i, j, c in counts if i == j) / n, "%", "measured", n=n)
+
+
+def table(counts: Pairs | None, io: IoSpec) -> dict[str, Any] | None:
+    """`confusion` of accuracy.json: the counts, and the names of all classes up to the last one that occurs."""
+    if counts is None:
+        return None
+    classes = 1 + max(max(i, j) for i, j, _ in counts)
+    labels = [*io.labels, *(str(k) for k in range(len(io.labels), classes))]
+    return {"labels": labels, "counts": counts}

@@ -7,7 +7,6 @@ lowered as it is. For each target the kernels are chosen and the memory is place
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from xdeploy.errors import GateError, ModelError, Obstacle, UnsupportedError
 from xdeploy.formats import FORMATS
 from xdeploy.permission import external_data
+from xdeploy.process.lock import scratch_folder
 from xdeploy.recipe import Recipe
 from xdeploy.request import Progress, Request, Silent, is_kept
 from xdeploy.target import Target, resolve_targets
@@ -151,7 +151,7 @@ def _tried(network: Network, recipe: Recipe) -> LoweredGraph:
     noise = np.random.default_rng(0).normal(size=(_NOISE, *network.input.shape)).astype(np.float32)
     io = IoSpec(network.input.name, network.input.shape, network.output.name, network.output.shape)
     done = quantise(network, plan, None, io, lambda: iter([torch.from_numpy(noise)]), recipe.compress)
-    with tempfile.TemporaryDirectory(prefix="xdeploy-check-") as folder:
+    with scratch_folder("check") as folder:
         return lower(export(done, noise[:1], Path(folder)), fallback=parts)
 
 

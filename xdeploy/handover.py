@@ -284,7 +284,10 @@ class Artifact:
         Raises:
             UsageError: the first files that are missing or have another SHA-256 than the manifest says, by name.
         """
-        listed = {str(name): str(digest) for name, digest in self.manifest.get("files", {}).items()}
+        files = self.manifest.get("files", {})
+        if not isinstance(files, dict):
+            raise UsageError(f"{self.folder / 'manifest.json'}: files must be an object of names and hashes")
+        listed = {str(name): str(digest) for name, digest in files.items()}
         gone = [name for name in listed if not (self.folder / name).is_file()]
         changed = [name for name in listed if name not in gone and sha256(self.folder / name) != listed[name]]
         told = [*(f"{name} is missing" for name in gone), *(f"{name} was changed" for name in changed)]

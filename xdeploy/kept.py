@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xdeploy.environment import environment
 from xdeploy.errors import UsageError
 from xdeploy.formats import Int8
 from xdeploy.handover import ExportedModel, GoldenIo, IoSpec, quantity
@@ -156,20 +157,23 @@ def accuracy(
     from xdeploy.lower.compare import compare_with_onnx
 
     value: dict[str, Any] = {"schema": "xdeploy.accuracy/1", "float": None, "fake_quant": None, "deployed": None}
+    value["environment"] = environment()
     rows = compare_with_onnx(path, graph, golden.inputs)
     worst = max((r["max_code_difference"] for r in rows), default=0)
     value["onnx"] = None
     if data is not None and deployed is not None:
         samples = read_samples(data, graph.io, options, progress)
-        value["deployed"], value["onnxruntime"], agreed = _judged(path, samples, deployed, progress)
+        judged, agreed = _judged(path, samples, deployed, progress)
+        value |= judged
         value["onnx"] = {**agreed, "of": "deployed code", "node_max_difference": worst, "nodes": rows}
     return value
 
 
 def _judged(
     path: Path, samples: Samples, deployed: Callable[[Int8], Int8], progress: Progress
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Accuracy of the deployed code and of ONNX Runtime, and how far their codes agree."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Accuracy of the deployed code and of ONNX Runtime with the former's confusions, and how far their codes agree."""
+    from xdeploy.accuracy import pairs, table
     from xdeploy.lower.compare import agreement
     from xdeploy.lower.runtime import run_onnx
 
@@ -183,4 +187,5 @@ def _judged(
     a, b, y = (np.concatenate(parts) for parts in (ours, theirs, labels))
     shares = (100.0 * float((codes.argmax(axis=1) == y).mean()) for codes in (a, b))
     first, second = (quantity(share, "%", "measured", n=total) for share in shares)
-    return first, second, agreement(a, b)
+    told = table(pairs(y, a.argmax(axis=1)), samples.io)
+    return {"deployed": first, "onnxruntime": second, "confusion": told}, agreement(a, b)

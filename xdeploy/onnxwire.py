@@ -42,7 +42,7 @@ def read_bytes(path: Path) -> bytes:
                 raise ModelError(f"{path} is not a regular file")
             if about.st_size > FILE_LIMIT:
                 raise ModelError(f"{path} has {about.st_size} bytes; an ONNX file has at most {FILE_LIMIT}")
-            return file.read(FILE_LIMIT)
+            return file.read(min(FILE_LIMIT, about.st_size + 1))
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         raise ModelError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 

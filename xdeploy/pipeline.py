@@ -63,18 +63,31 @@ def run(request: Request, until: str = "report", progress: Progress | None = Non
     Raises:
         XdeployError: any of its branches; finished stages stay in the folder and are used by the next run.
     """
+    with opened(request, progress) as stages:
+        stages.run(until)
+        report = write_report(stages.folder) if until == "report" else None
+        stages.store.commit(finished=until in ("build", "report"))
+        artifacts = {name: Artifact.load(request.output / name) for name in stages.artifacts}
+        return RunResult(request.output, until, artifacts, report)
+
+
+@contextlib.contextmanager
+def opened(request: Request, progress: Progress | None = None) -> Iterator[Stages]:
+    """The stages of a run, whose folder is held meanwhile; nothing is committed.
+
+    Raises:
+        UsageError: a name or path is wrong, or another process works in the folder.
+    """
     targets = resolve_targets(list(request.targets))  # bad names fail before anything is written
     if request.plan is not None:
         CompressionPlan.load(request.plan)
     _check_paths(request)
     store = Store(request.output)
     try:
-        with external_data(request.recipe.lower.external_data):
+        with store.working(), external_data(request.recipe.lower.external_data):
             stages = Stages(request, targets, store, progress or Silent())
             with _fixed_threads(stages):
-                stages.run(until)
-        report = write_report(request.output) if until == "report" else None
-        return RunResult(request.output, until, stages.artifacts, report)
+                yield stages
     finally:
         store.discard_if_empty()
 
@@ -143,12 +156,15 @@ def build(
 
 def write_report(folder: Path) -> dict[str, Any]:
     """Make report.json, report.md and report.html from what the run folder holds."""
-    from xdeploy.report import html, json, markdown
+    from xdeploy.report import html, json, markdown, seal
 
     report = json.collect(folder)
-    picture = folder / "survival.png"
-    pages = html.render(report, picture if picture.is_file() else None)
-    for name, text in (("json", json.render(report)), ("md", markdown.render(report)), ("html", pages)):
+    picture, page = folder / "survival.png", folder / "report.html"
+    texts = {"json": json.render(report), "md": markdown.render(report)}
+    made_of = seal.source(texts["json"], picture, picture.with_suffix(".npz"))
+    if not seal.is_current(page, made_of):
+        texts["html"] = seal.sealed(html.render(report, picture if picture.is_file() else None), made_of)
+    for name, text in texts.items():
         write_text(folder / f"report.{name}", text)
     return report
 
@@ -220,7 +236,11 @@ def run_inputs(
 
     artifact = Artifact.load(folder)
     artifact.verify_files()
-    io = IoSpec.from_dict(artifact.manifest["io"])
+    try:
+        io = IoSpec.from_dict(artifact.manifest["io"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        where = folder / "manifest.json"
+        raise UsageError(f"{where} does not say what goes in and out", hint="build it again") from None
     try:
         array = np.load(inputs, allow_pickle=False)
     except (OSError, ValueError) as error:

@@ -75,6 +75,7 @@ class Program:
     memory: Mapping[str, int]  # flash and ram in bytes, where the target or the user sets limits
     tuned: Mapping[str, Any] = field(default_factory=dict)  # what was measured to choose the kernels, if anything was
     prefix: str = "xd"  # of every name in C
+    steps: tuple[str, ...] = ()  # all nodes in order, aliases too: what `first` and `last` of a lifetime count
 
     @property
     def name(self) -> str:
@@ -117,14 +118,15 @@ class Program:
                 )
 
     def _verify_memory(self) -> None:
-        starts = {b.name: self._offset(b) for b in self.lifetimes}
+        starts = {b.name: self.offset_of(b) for b in self.lifetimes}
         for i, a in enumerate(self.lifetimes):
             assert starts[a.name] % self.align == 0 <= starts[a.name] <= self.arena - a.size, f"{a.name} is misplaced"
             for b in self.lifetimes[:i]:
                 apart = starts[a.name] >= starts[b.name] + b.size or starts[b.name] >= starts[a.name] + a.size
                 assert apart or not a.overlaps(b), f"{a.name} and {b.name} overlap in the arena"
 
-    def _offset(self, buffer: Buffer) -> int:
+    def offset_of(self, buffer: Buffer) -> int:
+        """Where a buffer of the arena begins, in bytes."""
         if buffer.name.startswith("@"):
             return next(c.workspace_offset for c in self.calls if c.node == buffer.name[1:])
         return self.places[buffer.group or buffer.name].offset + buffer.shift
@@ -180,7 +182,7 @@ def bind(
         name, target.name, form, target.align, calls, tuple(n.name for n in graph.nodes if n.name in storage.aliases),
         functions.table, constants.table, placed.places, placed.buffers,
         layout.arena, layout.lower_bound, layout.found_by, limits_of(target, choice.limits if choice else {}),
-        choice.notes if choice else {}, prefix,
+        choice.notes if choice else {}, prefix, tuple(n.name for n in graph.nodes),
     )  # fmt: skip
     program.verify()
     return program
@@ -294,6 +296,10 @@ def describe(program: Program) -> dict[str, Any]:
         }
         for c in program.calls
     ]  # fmt: skip
+    lives = [
+        {"name": b.name, "offset": program.offset_of(b), "bytes": b.size, "first": b.first, "last": b.last}
+        for b in program.lifetimes
+    ]
     return {
         "schema": "xdeploy.program/1",
         "model": program.model, "target": program.target, "form": program.form,
@@ -301,5 +307,6 @@ def describe(program: Program) -> dict[str, Any]:
                   "gap": program.arena - program.lower_bound, "align": program.align, "found_by": program.found_by},
         "weight_bytes": program.weight_bytes, "macs": program.macs,
         "functions": len(program.functions), "aliases": list(program.aliases), "nodes": nodes,
+        "steps": list(program.steps), "lifetimes": lives,
         **({"tuned": dict(program.tuned)} if program.tuned else {}),
     }  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from xdeploy.errors import UsageError, choose_from
+from xdeploy.files import read_toml
 from xdeploy.planoptions import PlanOptions as PlanOptions
 from xdeploy.trainoptions import EcqOptions as EcqOptions
 from xdeploy.trainoptions import RecoverOptions as RecoverOptions
@@ -166,10 +166,10 @@ def load_recipe(path: Path | None) -> Recipe:
         return Recipe()
     try:
         text = path.read_text(encoding="utf-8")
-        value = tomllib.loads(text)
+        value = read_toml(text)
     except OSError as error:
         raise UsageError(f"recipe {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"recipe {path}: {error}") from None
     changes: dict[str, Any] = {}
     sections = {f.name: f for f in fields(Recipe)}

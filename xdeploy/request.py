@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from xdeploy import __version__
 from xdeploy.errors import UsageError
@@ -23,6 +23,14 @@ class Progress(Protocol):
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """`done` of `total` steps of `what`."""
+
+
+@runtime_checkable
+class Expectant(Protocol):
+    """A progress that wants to know how long it all will take."""
+
+    def expect(self, stages: Mapping[str, float]) -> None:
+        """Stage -> seconds, in order; 0: it will be skipped."""
 
 
 class Silent:

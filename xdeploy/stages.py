@@ -5,15 +5,15 @@ Each method is one arrow between saved objects; heavy libraries are imported by 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xdeploy.accuracy import judge, right
+from xdeploy.accuracy import judge
 from xdeploy.files import read_json, read_npz, write_json, write_npz
+from xdeploy.forecast.estimate import forecast, note
 from xdeploy.handover import (
     Artifact,
     CompressionPlan,
@@ -22,14 +22,14 @@ from xdeploy.handover import (
     IoSpec,
     RelevanceMap,
 )
+from xdeploy.meter import Meter
 from xdeploy.recipe import TuneOptions
-from xdeploy.request import Progress, Request, is_kept, refuse_kept, stage_keys
+from xdeploy.request import Expectant, Progress, Request, is_kept, refuse_kept, stage_keys
 from xdeploy.store import Store
 from xdeploy.target import Target, host_target
 
 if TYPE_CHECKING:
     from xdeploy.bench.host import HostRunner
-    from xdeploy.compress.apply import Memory
     from xdeploy.compress.model import CompressedModel
     from xdeploy.lir.graph import LoweredGraph
     from xdeploy.model.source import SourceModel
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 STAGES = ("source", "score", "plan", "compress", "export", "lower", "build", "report")
 HOST = ".host"  # the host library that measures accuracy, built when no host target is asked for
 CHECKPOINT = "recover.safetensors"  # state of a fine-tuning that is not finished
-SEARCH_SAMPLES = 2000  # validation samples used while searching a plan
 
 
 class Stages:
@@ -45,10 +44,15 @@ class Stages:
 
     def __init__(self, request: Request, targets: list[Target], store: Store, progress: Progress) -> None:
         self.request, self.targets, self.store, self.progress = request, targets, store, progress
-        self.recipe, self.folder = request.recipe, store.folder
+        self.recipe = request.recipe
         self.quantised = is_kept(request)
         self.keys = stage_keys(request, targets)
         self.artifacts: dict[str, Artifact] = {}
+
+    @property
+    def folder(self) -> Path:
+        """Where the objects lie; another place from the first stage on that replaces something of a finished run."""
+        return self.store.folder
 
     # ------------------------------------------------------------------------------- objects, loaded on need
     @cached_property
@@ -90,10 +94,13 @@ class Stages:
         if self.quantised and until == "explain":
             refuse_kept(self.request.model)
         self._remember()
+        self._until = until
+        self._foretell()
         if last >= STAGES.index("build"):
             self._warm_up()
         if self.quantised:
             self._step("lower", ["source.json", "graph.txt", "graph.npz", "golden.npz"], self._adopt)
+            self._foretell()
         else:
             self._float_stages(last)
         if last >= STAGES.index("build"):
@@ -111,11 +118,18 @@ class Stages:
             ("score", ["relevance.npz"], self._score),
             ("plan", ["plan.json"], self._plan),
             ("compress", ["compressed.safetensors", "compressed.json", "model.xdc"], self._compress),
-            ("export", ["model.onnx", "export.json"], self._export),
+            ("export", ["model.onnx", "export.json", "export.npz"], self._export),
             ("lower", ["graph.txt", "graph.npz", "golden.npz"], self._lower),
         )
         for name, files, work in steps[: last + 1]:
             self._step(name, files, work)
+            if name == "source":
+                self._foretell()
+
+    def _foretell(self) -> None:
+        """Say how long the stages to come will take, once the model is known."""
+        if isinstance(self.progress, Expectant):
+            self.progress.expect({name: x.seconds for name, x in forecast(self, self._until).items()})
 
     def _remember(self) -> None:
         r = self.request
@@ -136,17 +150,25 @@ class Stages:
             if not self.store.is_fresh(target.name, self.keys[target.name]):
                 warm_up(target)
 
+    def _is_done(self, name: str) -> bool:
+        """Whether the stage can be skipped; else a finished run is left as it is from now on."""
+        if not self.store.is_fresh(name, self.keys[name]):
+            self.store.begin(self.keys)  # where a run that was killed may have got further
+            if not self.store.is_fresh(name, self.keys[name]):
+                return False
+        self.progress.stage(name, 0)
+        return True
+
     def _step(self, name: str, files: list[str], work: Callable[[], list[str] | None]) -> None:
         """Run `work`, which writes `files`, and those it returns, unless they are there already."""
-        if self.store.is_fresh(name, self.keys[name]):
-            self.progress.stage(name, 0)
+        if self._is_done(name):
             return
         self.progress.stage(name)
-        start = time.monotonic()
-        more = work() or []
-        seconds = time.monotonic() - start
-        self.store.finish(name, self.keys[name], [*files, *more], seconds)
-        self.progress.stage(name, seconds)
+        with Meter() as meter:
+            more = work() or []
+        self.store.finish(name, self.keys[name], [*files, *more], meter.seconds, meter.memory)
+        note(self, name, meter.seconds)
+        self.progress.stage(name, meter.seconds)
 
     # ----------------------------------------------------------------------------------------------- stages
     def _source(self) -> None:
@@ -165,35 +187,10 @@ class Stages:
         if self.request.plan is not None:
             CompressionPlan.load(self.request.plan).save(self.folder / "plan.json")
             return
-        from xdeploy.compress.apply import Memory
-        from xdeploy.compress.fakequant import FakeQuantModule
-        from xdeploy.compressing import rescorer
-        from xdeploy.model.torchmodule import NetworkModule
-        from xdeploy.plan.allocate import allocate
-        from xdeploy.trial import device_of
+        from xdeploy.planning import decide
 
-        s, o = self.source, self.recipe
-        before = right(NetworkModule(s.network), s.validation_batches(250, limit=SEARCH_SAMPLES))
-        memory = Memory(s.network)
-
-        def evaluate(plan: CompressionPlan) -> float:
-            """Accuracy in percent, less one standard error of its (paired) difference from the float network's."""
-            module = FakeQuantModule(self._apply(plan, memory))
-            after = right(module, s.validation_batches(250, limit=SEARCH_SAMPLES))
-            return 100.0 * float(after.mean() - (after != before).mean() ** 0.5 / len(after) ** 0.5)
-
-        accuracy = 100.0 * float(before.mean())
-        weighting, rescore = o.compress.codebook_weighting, rescorer(s, o)
-        plan = allocate(
-            s.network, self.relevance, o.plan, evaluate, accuracy, self.progress, weighting, rescore=rescore,
-            device=device_of(s, o, self.targets, self.progress),
-        )  # fmt: skip
+        plan = decide(self.source, self.recipe, self.relevance, self.targets, self.progress)
         plan.save(self.folder / "plan.json")
-
-    def _apply(self, plan: CompressionPlan, memory: Memory) -> CompressedModel:
-        from xdeploy.compressing import apply_plan
-
-        return apply_plan(self.source, self.recipe, self.relevance, plan, self.progress, memory, search=True)
 
     def _compress(self) -> None:
         from xdeploy.coding.file import save
@@ -244,17 +241,11 @@ class Stages:
         self.graph = graph
 
     def _target(self, target: Target) -> None:
-        if self.store.is_fresh(target.name, self.keys[target.name]):
-            self.progress.stage(target.name, 0)
-        else:
-            self.progress.stage(target.name)
-            start = time.monotonic()
-            self.store.drop(target.name)
+        def work() -> list[str]:
             self._build(target, self.folder / target.name)
-            files = self.store.files_below(target.name)
-            seconds = time.monotonic() - start
-            self.store.finish(target.name, self.keys[target.name], files, seconds)
-            self.progress.stage(target.name, seconds)
+            return self.store.files_below(target.name)
+
+        self._step(target.name, [], work)
         self.artifacts[target.name] = Artifact.load(self.folder / target.name)
 
     def _build(self, target: Target, folder: Path) -> Artifact:

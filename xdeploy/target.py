@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import platform
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from xdeploy.errors import UsageError, choose_from
+from xdeploy.files import read_toml
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "arm": ("cortex-a72", "cortex-m4", "cortex-m55"),
@@ -18,7 +18,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 }
 _KEYS = {
     "name": str, "description": str, "kind": str, "isa": str, "features": list, "tvm": dict, "compiler": dict,
-    "memory": dict, "runner": dict, "cycles": dict, "energy": dict,
+    "memory": dict, "runner": dict, "cycles": dict, "energy": dict, "levels": list,
 }  # fmt: skip
 
 _COSTS = {"alu", "multiply", "mac", "multiply_long", "mac_long", "divide", "load", "load_pipelined", "load_double",
@@ -39,6 +39,24 @@ _TABLES: dict[str, tuple[set[str], set[str], set[str], set[str]]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Level:
+    """Instructions that some CPUs of a target have on top of it: found under Linux by a bit of the auxiliary vector.
+
+    hwcap, hwcap2: number of the bit of AT_HWCAP or AT_HWCAP2; one of them is given, the other is -1. features: of
+    kernels, added to the target's. mcpu, mattr: for TVM. user_cpus: CPUs of QEMU's user mode whose best level it is.
+    """
+
+    name: str
+    isa: str
+    features: tuple[str, ...]
+    mcpu: str
+    mattr: tuple[str, ...]
+    hwcap: int = -1
+    hwcap2: int = -1
+    user_cpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """What the compiler, the planner and the runners need to know about one CPU.
 
@@ -48,6 +66,7 @@ class Target:
     runner: `emulator` = "unicorn" | "qemu" | "none" with its machine or cpu model. cycles: cost per class of
     instructions in cycles, with `flash` (wait states and caches) and `calibration` (the fitted factor and what it was
     found to be off by); energy: `boards`, the first is the default; each of these tables with `source`.
+    levels: further instructions that some of its CPUs have, the best last; a package holds kernels for all of them.
     """
 
     name: str
@@ -61,6 +80,16 @@ class Target:
     runner: Mapping[str, Any]
     cycles: Mapping[str, Any] = field(default_factory=dict)
     energy: Mapping[str, Any] = field(default_factory=dict)
+    levels: tuple[Level, ...] = ()
+
+    def at(self, level: Level) -> Target:
+        """This target on CPUs that have a level."""
+        tvm = {**self.tvm, "mcpu": level.mcpu, "mattr": list(level.mattr)}
+        return replace(self, isa=level.isa, features=(*self.features, *level.features), tvm=tvm, levels=())
+
+    def level_of(self, cpu: str) -> str:
+        """Name of the level that a CPU of QEMU's user mode runs; "" is the target's own."""
+        return next((level.name for level in self.levels if cpu in level.user_cpus), "")
 
     @property
     def align(self) -> int:
@@ -113,21 +142,42 @@ def host_target() -> Target:
 
 def _parse(text: str, where: str) -> Target:
     try:
-        value = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        value = read_toml(text)
+    except ValueError as error:
         raise UsageError(f"target {where}: {error}") from None
     unknown = sorted(set(value) - set(_KEYS))
     if unknown:
         raise choose_from(f"key in target {where}", unknown[0], _KEYS)
     for key, kind in _KEYS.items():
-        if key not in value and key not in ("cycles", "energy"):
+        if key not in value and key not in ("cycles", "energy", "levels"):
             raise UsageError(f"target {where}: key {key!r} is missing")
         if key in value and not isinstance(value[key], kind):
             raise UsageError(f"target {where}: {key!r} must be a {kind.__name__}, got {value[key]!r}")
     if value["kind"] not in ("host", "linux", "firmware"):
         raise UsageError(f"target {where}: kind must be host, linux or firmware, got {value['kind']!r}")
     _check_tables(value, where)
-    return Target(**{**value, "features": tuple(value["features"])})
+    levels = tuple(_level(level, where) for level in value.get("levels", ()))
+    return Target(**{**value, "features": tuple(value["features"]), "levels": levels})
+
+
+def _level(value: Any, where: str) -> Level:
+    """One of the tables [[levels]]."""
+    if not isinstance(value, dict):
+        raise UsageError(f"target {where}: a level must be a table, got {value!r}")
+    kinds = {"name": str, "isa": str, "features": list, "mcpu": str, "mattr": list, "hwcap": int, "hwcap2": int,
+             "user_cpus": list}  # fmt: skip
+    unknown = sorted(set(value) - set(kinds))
+    if unknown:
+        raise choose_from(f"key in a level of target {where}", unknown[0], kinds)
+    for key, kind in kinds.items():
+        if key in value and not isinstance(value[key], kind):
+            raise UsageError(f"target {where}: {key!r} of a level must be a {kind.__name__}, got {value[key]!r}")
+        if key not in value and key not in ("hwcap", "hwcap2", "user_cpus"):
+            raise UsageError(f"target {where}: a level has no {key!r}")
+    if ("hwcap" in value) == ("hwcap2" in value):
+        raise UsageError(f"target {where}: level {value['name']!r} wants either hwcap or hwcap2")
+    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return Level(**lists)
 
 
 def _check_tables(value: Mapping[str, Any], where: str) -> None:

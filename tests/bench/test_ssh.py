@@ -358,10 +358,11 @@ def test_lost_connection(board: Board, native: tuple[Artifact, GoldenIo, Target]
 def test_interrupted(board: Board, native: tuple[Artifact, GoldenIo, Target], number: int, tmp_path: Path) -> None:
     shim = board.shim("wrap", f"echo $$ > {tmp_path}/pid; sleep 1000")
     script = (
-        "import sys\nfrom pathlib import Path\nfrom xdeploy.bench import run_codes\nfrom xdeploy import cli\n"
+        "import sys\nfrom pathlib import Path\nfrom xdeploy.bench import run_codes\n"
+        "from xdeploy.process.interrupt import Guard\n"
         "from xdeploy.bench.runner import RunOptions\nfrom xdeploy.bench.via import parse_address\n"
-        "from xdeploy.bench.ssh import SshRunner\nfrom xdeploy.handover import Artifact, GoldenIo\nimport signal\n"
-        "signal.signal(signal.SIGTERM, cli._terminated)\n"
+        "from xdeploy.bench.ssh import SshRunner\nfrom xdeploy.handover import Artifact, GoldenIo\n"
+        "Guard()\n"
         "folder, via, ssh, wrapper = Path(sys.argv[1]), *sys.argv[2:]\n"
         "runner = SshRunner(Artifact.load(folder), parse_address(via), RunOptions(ssh=ssh, wrapper=wrapper))\n"
         "runner.run(GoldenIo.load(folder / 'golden.npz').input_codes)\n"

@@ -120,7 +120,7 @@ def test_lambda_is_where_zero_and_the_best_other_level_cost_the_same():
 
 
 def test_a_rare_sign_does_not_die_out():
-    """Weights of which a fifth is positive, assigned until lambda stands: of c and -c the same number of bits counts."""
+    """A fifth of the weights is positive, and so is a fifth of what is left: c and -c cost the same bits."""
     unit = torch.cat([-torch.linspace(0.2, 3.0, 800), torch.linspace(0.2, 3.0, 200)])
     symmetric = Levels.of(torch.arange(-3, 4, dtype=torch.float32))
     assigner = Assigner(part=1.0)

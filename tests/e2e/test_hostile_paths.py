@@ -92,6 +92,7 @@ def _commands(capsys: Capture) -> list[str]:
 
 def _arguments(command: str, model: Path, out: Path) -> list[str]:
     more = [] if command in ("check", "diff") else ["--target", "cortex-m4", "-o", str(out)]
+    more += ["--budgets", "flash=32K"] if command == "sweep" else []
     return [command, str(model), *more]
 
 

@@ -69,7 +69,7 @@ def test_streamed_networks_compute_the_same(seed: int) -> None:
             bands = [n for n in streamed.nodes if n.op == node.op and origin(n.name) == node.name]
             assert sum(streamed.tensors[n.output].shape[0] for n in bands) == graph.tensors[node.output].shape[0]
         program = bind(streamed, M4, "net")  # verifies that nothing alive overlaps
-        offsets = {b.name: program._offset(b) for b in program.lifetimes}
+        offsets = {b.name: program.offset_of(b) for b in program.lifetimes}
         check_placement(program.lifetimes, offsets, program.arena, M4.align)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING
 
 from xdeploy.errors import TransportError, UsageError, XdeployError, shown
+from xdeploy.process.interrupt import tidying
 
 if TYPE_CHECKING:
     from xdeploy.bench.via import Address
@@ -245,7 +246,8 @@ def _remove(folder: Folder) -> str | None:
     end = f"if [ -s {path}/pid ]; then read p < {path}/pid; kill -9 -$p; fi 2>/dev/null"
     script = f"{end}; rm -rf -- {path}; {shell.section('left')}; ls -d {path} 2>/dev/null"
     try:
-        got = shell.run("removing the folder", script, 2.0 * CONNECT)
+        with tidying():
+            got = shell.run("removing the folder", script, 2.0 * CONNECT)
     except TransportError as error:
         return f"{folder.name} is left in {shell.where}'s temporary folder: {error.message}"
     left = got["left"].strip()

@@ -10,7 +10,6 @@ import re
 import shutil
 import struct
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from xdeploy.builder.link import BOARDS
 from xdeploy.errors import DeviceError
 from xdeploy.formats import Int8
 from xdeploy.handover import Artifact
+from xdeploy.process.child import tied
+from xdeploy.process.lock import scratch_folder
 
 PROGRAM = "qemu-system-arm"
 SLOT = 64  # board.c puts every input at a multiple of it
@@ -67,7 +68,7 @@ class QemuRunner:
         step = max(1, min(BATCH, BLOB_LIMIT // _slot(self.image.input_bytes)))
         for start in range(0, len(inputs), step):
             part = inputs[start : start + step]
-            with tempfile.TemporaryDirectory(prefix="xdeploy-qemu-") as folder:
+            with scratch_folder("qemu") as folder:
                 got, stack = self._start(part, elf, Path(folder), self.flash if start == 0 else None)
                 runs, found = read_counts(Path(folder) / "counts.txt")
                 waits = waits or read_waits(Path(folder) / "counts.txt")
@@ -106,7 +107,7 @@ class QemuRunner:
         ]  # fmt: skip
         try:
             done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=TIME_LIMIT, stdin=subprocess.DEVNULL,
+                tied(command), cwd=folder, capture_output=True, text=True, timeout=TIME_LIMIT, stdin=subprocess.DEVNULL,
                 check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from xdeploy.builder.elf import Elf, read_elf
 from xdeploy.errors import DeviceError
 from xdeploy.formats import Int8
 from xdeploy.handover import Artifact
+from xdeploy.process.child import tied
+from xdeploy.process.lock import scratch_folder
 from xdeploy.target import Target
 
 BATCH = 64  # inputs per start of QEMU
@@ -43,6 +44,7 @@ class QemuUserRunner:
     def __init__(self, artifact: Artifact, target: Target, timeout: float = 600.0) -> None:
         self.image, self.target, self.timeout = Image(artifact), target, timeout
         self.cpu = str(target.runner.get("user_cpu", "max"))
+        self.image.level = target.level_of(self.cpu) if self.image.manifest.get("levels") else ""
         self.machine = str(self.image.manifest["machine"])
         self.tells = emulator_tells(target.kind)
 
@@ -69,7 +71,7 @@ class QemuUserRunner:
         inputs = self.image.check(codes)
         outputs, counts, stacks = [], [], []
         blocks: list[Block] = []
-        with tempfile.TemporaryDirectory(prefix="xdeploy-qemu-") as scratch:
+        with scratch_folder("qemu") as scratch:
             path = self._program(Path(scratch))
             elf = read_elf(path)
             for start in range(0, len(inputs), BATCH):
@@ -118,7 +120,7 @@ class QemuUserRunner:
         ]  # fmt: skip
         try:
             done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=self.timeout,
+                tied(command), cwd=folder, capture_output=True, text=True, errors="replace", timeout=self.timeout,
                 stdin=subprocess.DEVNULL, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:

@@ -12,7 +12,6 @@ import secrets
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,8 @@ from xdeploy.builder.module import link_module
 from xdeploy.errors import DeviceError, TransportError, UsageError, shown
 from xdeploy.formats import Int8
 from xdeploy.handover import Artifact
+from xdeploy.process.child import tied
+from xdeploy.process.lock import scratch_folder
 from xdeploy.target import Target
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class RpcRunner:
         self._reach()
         module = link_module(self.image.artifact, self.target)
         tell(self.name, 1, 2)
-        with tempfile.TemporaryDirectory(prefix="xdeploy-rpc-") as folder:
+        with scratch_folder("rpc") as folder:
             result = self._client(Path(folder), inputs, module)
             outputs = self._outputs(Path(folder), len(inputs))
         tell(self.name, 2, 2)
@@ -120,7 +121,7 @@ class RpcRunner:
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         (folder / "module.so").write_bytes(module)
         np.save(folder / "inputs.npy", inputs)
-        command = [sys.executable, "-m", "xdeploy.bench.rpc_client", str(folder)]
+        command = tied([sys.executable, "-m", "xdeploy.bench.rpc_client", str(folder)])
         devnull = subprocess.DEVNULL
         try:
             done = subprocess.run(

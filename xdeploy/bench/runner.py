@@ -153,6 +153,7 @@ class Image:
         self.output_shape = tuple(int(n) for n in self.manifest["output"]["shape"])
         self.arena = int(self.manifest["arena"]["bytes"])
         self.align = int(self.manifest["arena"]["align"])
+        self.level = ""  # of the CPU, where the target has several
 
     @cached_property
     def nodes(self) -> list[dict[str, Any]]:
@@ -184,12 +185,24 @@ class Image:
 
     def entries(self, elf: Elf) -> list[int]:
         """Entry address of the kernel of each call."""
-        return [elf.symbols[symbol][0] for symbol in self.manifest["symbols"]["calls"]]
+        return [elf.symbols[symbol][0] for symbol in self._symbols["calls"]]
+
+    @property
+    def _symbols(self) -> Mapping[str, Any]:
+        """Names of the function that runs the network and of its calls; at a further level those of that level."""
+        found: Mapping[str, Any] = self.manifest["levels"][self.level] if self.level else self.manifest["symbols"]
+        return found
 
     def run_range(self, elf: Elf) -> tuple[int, int]:
-        """Start and end address of xd_<m>_run."""
-        start, size = elf.symbols[self.manifest["symbols"]["run"]]
-        return start, start + size
+        """Start and end address of xd_<m>_run; at a further level up to the end of the function it goes on in.
+
+        What lies between is code of lower levels, which does not run then: sources are linked in the levels' order.
+        """
+        start, _ = elf.symbols[self.manifest["symbols"]["run"]]
+        last, size = elf.symbols[self._symbols["run"]]
+        if last < start:
+            raise DeviceError(f"{self._symbols['run']} lies before the function that calls it: calls cannot be told")
+        return start, last + size
 
     def check(self, codes: Int8) -> Int8:
         """The inputs as (N, bytes).

@@ -13,10 +13,12 @@ from xdeploy import __version__
 from xdeploy.builder.elf import Elf, read_elf
 from xdeploy.builder.executor import prefixed_assembly
 from xdeploy.builder.harness import link_serial
+from xdeploy.builder.levels import bind_levels, level_assembly
 from xdeploy.builder.link import (
     BOARDS,
     compile_weights,
     determine_stack,
+    link_archive,
     link_bare,
     link_board,
     link_library,
@@ -31,6 +33,7 @@ from xdeploy.files import sha256, write_json
 from xdeploy.handover import Artifact, GoldenIo
 from xdeploy.kernel import Code
 from xdeploy.lir.graph import LoweredGraph
+from xdeploy.process.lock import scratch_folder
 from xdeploy.program import Program
 from xdeploy.recipe import PackageOptions
 from xdeploy.target import Target
@@ -66,8 +69,12 @@ def build(
     assert program.form == options.form, "bound in another form"
     assert program.prefix == options.prefix, "bound with another prefix"
     build_time()  # a bad one is told before the compilers meet it
-    with _beside(folder) as part, tempfile.TemporaryDirectory(prefix="xdeploy-") as scratch:
-        package = Package(program, graph, golden, target, provenance, _assembly(program, target))
+    with _beside(folder) as part, scratch_folder("build") as scratch:
+        program, further = bind_levels(program, graph, target)
+        levels = tuple(
+            Package(p, graph, golden, at, provenance, level_assembly(at.isa, _assembly(p, at))) for at, p in further
+        )
+        package = Package(program, graph, golden, target, provenance, _assembly(program, target), levels)
         package.write(part, None)
         stack = determine_stack(package, part, Path(scratch))
         package.write(part, stack)
@@ -76,6 +83,8 @@ def build(
         _check_flash(program, bare)
         products = _products(package, part, weights)
         program.save(part / "program.json")
+        for _, p in further:
+            p.save(part / "levels" / f"{p.model}.json")
         golden.save(part / "golden.npz")
         tools = _tools(package)
         write_json(part / SBOM, bill(package, _hashes(part), tools))
@@ -115,6 +124,7 @@ def _products(package: Package, folder: Path, weights: Path) -> dict[str, str]:
         made["library"] = link_library(package, folder, weights)
     elif kind == "linux":
         made["program"] = link_program(package, folder, weights)
+        made["archive"] = link_archive(package, folder)
     elif board in BOARDS:
         made["board"] = link_board(package, folder, weights, str(board))
         made["serial"] = link_serial(package, folder, weights, str(board))
@@ -159,6 +169,8 @@ def _manifest(
                     "calls": [c.symbol for c in p.calls], "constants": list(p.constants)},
         "sections": bare.sections,
         "flash": {"code": bare.code, "constants": bare.constants, "data": bare.data, "zeros": bare.zeros},
+        "levels": {level.name: {"run": f"{other.name}_run", "calls": [c.symbol for c in other.program.calls]}
+                   for level, other in zip(target.levels, package.levels, strict=False)},
         "products": dict(products),
         "golden": "golden.npz",
         "sbom": SBOM,

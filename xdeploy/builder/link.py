@@ -9,7 +9,7 @@ from string import Template
 
 from xdeploy.builder.package import Package
 from xdeploy.builder.stack import stack_bound
-from xdeploy.builder.zig import WARNINGS, cc
+from xdeploy.builder.zig import WARNINGS, ar, cc
 from xdeploy.files import write_text
 from xdeploy.target import Target
 
@@ -80,11 +80,15 @@ def determine_stack(package: Package, folder: Path, scratch: Path) -> int | None
     """Bytes of stack of xd_<m>_run by its code, or None where the assembly does not tell."""
     triple = bare_triple(str(package.target.compiler["triple"]))
     texts = [package.assembly]
-    for source in (s for s in package.sources if s.endswith(".c") and s != package.weights):
+    texts += [level.assembly for level in package.levels]
+    for source in (s for s in package.sources if s.endswith(".c") and not s.endswith("_weights.c")):
         out = scratch / f"{Path(source).stem}.s"
         cc([*common_flags(package, triple), "-S", source, "-o", out], folder)
         texts.append(out.read_text(encoding="utf-8"))
-    return stack_bound(texts, f"{package.name}_run")
+    runs = [f"{p.name}_run" for p in (package, *package.levels)]
+    bounds = [stack_bound(texts, run) for run in runs]
+    known = [bound for bound in bounds if bound is not None]
+    return max(known) if len(known) == len(bounds) else None
 
 
 def link_bare(package: Package, folder: Path, weights: Path) -> Path:
@@ -141,6 +145,21 @@ def link_program(package: Package, folder: Path, weights: Path) -> Path:
     sources = [*link_inputs(package, weights), f"bin/{name}_main.c"]
     cc([*program_flags(package.target), "-Iinclude", "-Isrc", *sources, *_math(package), "-o", f"bin/{name}"], folder)
     return folder / "bin" / name
+
+
+def link_archive(package: Package, folder: Path) -> Path:
+    """linux: lib/libxd_<m>.a, the package for programs of the user's own; all feature levels are in it."""
+    archive = folder / "lib" / f"lib{package.name}.a"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    objects = []
+    for source in package.sources:
+        objects.append(f"build/{Path(source).name}.o")
+        triple = str(package.target.compiler["triple"])
+        cc([*common_flags(package, triple), "-fPIC", "-c", source, "-o", objects[-1]], folder)
+    ar(["rcsD", _below(archive, folder), *objects], folder)
+    for name in objects:
+        (folder / name).unlink()
+    return archive
 
 
 def link_board(package: Package, folder: Path, weights: Path, board: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -12,6 +11,7 @@ from xdeploy.builder.zig import cc
 from xdeploy.errors import UsageError
 from xdeploy.files import write_text
 from xdeploy.handover import Artifact
+from xdeploy.process.lock import scratch_folder
 from xdeploy.target import Target
 
 
@@ -40,7 +40,7 @@ def link_module(artifact: Artifact, target: Target) -> bytes:
         "align": int(manifest["arena"]["align"]),
     }  # fmt: skip
     sources = sorted(p for p in (folder / "src").iterdir() if p.suffix in (".c", ".S"))
-    with tempfile.TemporaryDirectory(prefix="xdeploy-module-") as scratch:
+    with scratch_folder("module") as scratch:
         at = Path(scratch)
         write_text(at / "tvm.c", Template(text).substitute(values))
         # hidden: only __tvm_ffi_run leaves the library, so that --gc-sections sees what it needs

@@ -26,6 +26,7 @@ from xdeploy.builder.executor import (
     prototypes,
     weight_parts,
 )
+from xdeploy.builder.levels import level_files, with_levels
 from xdeploy.builder.zig import tool_versions
 from xdeploy.files import write_text
 from xdeploy.handover import GoldenIo, IoSpec
@@ -47,6 +48,7 @@ class Package:
     target: Target
     provenance: Mapping[str, Any]
     assembly: str
+    levels: tuple[Package, ...] = ()  # of the same network for further feature levels of the target, in their order
 
     @property
     def name(self) -> str:
@@ -60,7 +62,11 @@ class Package:
         kinds = [f"src/{n}.c", f"src/{n}_weights.c", f"src/{n}_verify.c", f"src/{n}_selftest.c"]
         if any(c.language == "c99" for c in self.program.functions.values()):
             kinds.append(f"src/{n}_kernels.c")
-        return kinds + ([f"src/{n}_kernels.S"] if self.assembly else [])
+        kinds += [f"src/{n}_kernels.S"] if self.assembly else []
+        further = [s for level in self.levels for s in level.sources]
+        # a level has no self-test of its own: the network's runs on the level that was chosen
+        kept = [s for s in further if not s.endswith("_selftest.c")]
+        return kinds + ([*kept, f"src/{n}_levels.c"] if self.levels else [])
 
     @property
     def weights(self) -> str:
@@ -102,7 +108,7 @@ class Package:
             f"src/{n}.h": f"{self._banner()}/* For build systems that take headers from src/ only. */\n"
             f'#include "../include/{n}.h"\n',
             f"src/{n}_internal.h": self._banner() + internal_header(self.program, heads),
-            f"src/{n}.c": self._banner() + executor_source(self.program),
+            f"src/{n}.c": self._banner() + self._executor(),
             f"src/{n}_weights.c": self._banner() + self._weights(),
             f"src/{n}_verify.c": self.fill("verify.c", weight_parts(self.program)),
             f"src/{n}_selftest.c": self.fill("selftest.c", self._selftest()),
@@ -113,7 +119,14 @@ class Package:
         if self.assembly:
             kernels = guarded(self.target, placed_assembly(self.program, self.assembly))
             texts[f"src/{n}_kernels.S"] = self._banner() + kernels
+        if self.levels:
+            texts |= {path: text if text.startswith("/*") else self._banner() + text
+                      for path, text in level_files(self).items() if not path.endswith("_selftest.c")}  # fmt: skip
         return texts | build_files(self, stack, texts)
+
+    def _executor(self) -> str:
+        text = executor_source(self.program)
+        return with_levels(self, text) if self.levels else text
 
     def fill(self, template: str, values: Mapping[str, Any] | None = None) -> str:
         """Text of a template, with the names and `values` put in."""

@@ -6,14 +6,13 @@ import atexit
 import contextlib
 import importlib.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 from xdeploy.builder.link import program_flags
+from xdeploy.process.child import tied
+from xdeploy.process.lock import scratch_folder
 from xdeploy.target import Target
 
 
@@ -25,10 +24,12 @@ def warm_up(target: Target) -> None:
     """
     if target.kind != "linux" or importlib.util.find_spec("ziglang") is None:
         return
-    folder = Path(tempfile.mkdtemp(prefix="xdeploy-warm-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    scratch = contextlib.ExitStack()
+    folder = scratch.enter_context(scratch_folder("warm"))
+    atexit.register(scratch.close)
     (folder / "empty.c").write_text("int main(void) { return 0; }\n", encoding="utf-8")
-    command = [sys.executable, "-m", "ziglang", "cc", *program_flags(target), "empty.c", "-o", "empty"]
+    zig = [sys.executable, "-m", "ziglang"]
+    command = tied([*zig, "cc", *program_flags(target), "empty.c", "-o", "empty"])
     quiet = subprocess.DEVNULL
     child = subprocess.Popen(command, cwd=folder, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
 

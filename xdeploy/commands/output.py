@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from xdeploy.errors import UsageError
-from xdeploy.files import write_text
+from xdeploy.errors import UsageError, XdeployError
 
 
 def emit(args: argparse.Namespace, document: dict[str, Any], text: str | None) -> None:
-    """Print the document with --json, else the text unless --quiet."""
+    """Print the document with --json, else the text unless --quiet.
+
+    Raises:
+        XdeployError: stdout cannot be written. A reader that has seen enough, such as `head`, is no error.
+    """
     if args.json:
-        print(json.dumps(document, indent=1, allow_nan=False))
+        say(json.dumps(document, indent=1, allow_nan=False))
     elif text and not args.quiet:
-        print(text)
+        say(text)
+
+
+def say(text: str) -> None:
+    """Print on stdout; see `emit`."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered still goes somewhere
+        if not isinstance(error, BrokenPipeError):
+            raise XdeployError(f"standard output cannot be written: {error.strerror}") from None
 
 
 def write_file(path: Path, text: str) -> None:
@@ -25,6 +40,8 @@ def write_file(path: Path, text: str) -> None:
     Raises:
         UsageError: it cannot be written.
     """
+    from xdeploy.files import write_text  # loads numpy, for which no help text has to wait
+
     try:
         write_text(path, text)
     except OSError as error:

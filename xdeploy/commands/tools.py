@@ -9,6 +9,7 @@ from typing import Any
 
 from xdeploy.commands.options import Parser
 from xdeploy.commands.output import columns, emit
+from xdeploy.errors import ToolchainError
 
 
 def add(commands: Any, common: Parser) -> None:
@@ -62,9 +63,8 @@ def _ops(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from xdeploy.doctor import examine
+    from xdeploy.doctor import describe, examine, is_ready
 
     rows = examine()
-    text = "\n".join(f"{'ok ' if r['ok'] else 'MISSING':8} {r['name']:22} {r['found'] or r['mend']}" for r in rows)
-    emit(args, {"checks": rows}, text)
-    return 0 if all(r["ok"] or r["optional"] for r in rows) else 5
+    emit(args, {"schema": "xdeploy.doctor/1", "checks": [r.to_dict() for r in rows]}, describe(rows))
+    return 0 if is_ready(rows) else ToolchainError.exit_code

@@ -102,19 +102,19 @@ def compress(
     """
     _check(network, plan, recover, train)
     log = StepLog(validation if measure_steps else None, progress)
-    log.start(NetworkModule(network).eval())
+    log.start(NetworkModule(network).eval(), 4 * network.parameters())
     pruned, relevance = _pruned(network, plan, relevance, rescore, log)
     rules = rules_of(plan, options, ecq)
     wanted = recover.batchnorm if recover.epochs > 0 else options.restore
     norms = _norms(network, plan, calibration, memory) if wanted else None
     ranges = pruned if norms is None else network  # of what outputs will be like
     model = quantise(pruned, plan, relevance, io, calibration, options, progress, memory, rules, ranges)
-    log.step("quantise", FakeQuantModule(model))
+    log.step("quantise", FakeQuantModule(model), packed_bytes(model))
     constrain = partial(constraint_of, options=ecq, rescore=rescore, relevance=relevance)
     if recover.epochs > 0 and train is not None:
         setting = Setting(constrain, rules, network, checkpoint, train_steps, calibration, norms)
         model = fine_tune(model, train, validation, recover, seed, progress, setting)
-        log.step("recover", FakeQuantModule(model))
+        log.step("recover", FakeQuantModule(model), packed_bytes(model))
     else:
         assigned = ecq is not None and ecq.method != "off"
         model = _untrained(model, constrain if assigned else None, norms, calibration, rules, log)
@@ -132,10 +132,10 @@ def _untrained(
     """What becomes of a quantised model without fine-tuning: its codes assigned, its outputs' moments given back."""
     if constrain is not None:
         model = assign_once(model, constrain, rules)
-        log.step("assign", FakeQuantModule(model))
+        log.step("assign", FakeQuantModule(model), packed_bytes(model))
     if norms is not None:
         model = restore(model, norms, calibration(), rules)
-        log.step("restore", FakeQuantModule(model))
+        log.step("restore", FakeQuantModule(model), packed_bytes(model))
     return model
 
 
@@ -164,7 +164,7 @@ def _pruned(
     pruned = prune_network(network, plan)
     if not kept_channels(plan):
         return pruned, relevance
-    log.step("prune", NetworkModule(pruned).eval())
+    log.step("prune", NetworkModule(pruned).eval(), 4 * pruned.parameters())
     if relevance is None:
         return pruned, None
     return pruned, rescore(pruned, 0) if rescore is not None else prune_relevance(network, relevance, plan)
@@ -260,26 +260,33 @@ def layer_importance(
     return result
 
 
+def packed_bytes(model: CompressedModel) -> int:
+    """Bytes of a compressed model's weights on the device, everything counted but alignment."""
+    return sum(w.packed_bytes for w in model.weights.values())
+
+
 class StepLog:
-    """Validation accuracy before and after each step; empty without validation data."""
+    """Validation accuracy and bytes of the parameters before and after each step; empty without validation data."""
 
     def __init__(self, validation: Labelled | None, progress: Progress | None) -> None:
         self.validation, self.progress = validation, progress
         self.steps: list[dict[str, Any]] = []
-        self._last = 0.0
+        self._last, self._size = 0.0, 0
 
     def _measure(self, module: NetworkModule | FakeQuantModule) -> tuple[float, int]:
         return accuracy(module, self.validation() if self.validation is not None else ())
 
-    def start(self, module: NetworkModule) -> None:
-        """Measure the network before the first step."""
+    def start(self, module: NetworkModule, size: int) -> None:
+        """Measure the network, of `size` bytes, before the first step."""
         self._last, _ = self._measure(module)
+        self._size = size
 
-    def step(self, name: str, module: NetworkModule | FakeQuantModule) -> None:
-        """Measure after a step and record it."""
+    def step(self, name: str, module: NetworkModule | FakeQuantModule, size: int) -> None:
+        """Measure after a step that left `size` bytes, and record it."""
         if self.progress is not None:
             self.progress(name, 1, 1)
         after, n = self._measure(module)
         if n:
-            self.steps.append({"step": name, "accuracy_before": self._last, "accuracy_after": after, "n": n})
-        self._last = after
+            row = {"step": name, "accuracy_before": self._last, "accuracy_after": after, "n": n}
+            self.steps.append({**row, "bytes_before": self._size, "bytes_after": size})
+        self._last, self._size = after, size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,13 +32,14 @@ class Checkpoint:
         """Write tensors by name and a JSON-able head, atomically: safetensors with the head in its own header."""
         from safetensors.torch import save_file
 
-        text = json.dumps({"schema": SCHEMA, "key": self.key, **head})
+        whole = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+        about = json.loads(json.dumps({"schema": SCHEMA, "key": self.key, **head}))
+        text = json.dumps({**about, "sha256": _digest(whole, about)})
         with replacing(self.path) as part:
-            whole = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
             save_file(whole, part, metadata={"head": text})
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What `save` wrote; None: nothing, nothing readable, or of another key."""
+        """What `save` wrote; None: nothing, nothing readable, nothing whole, or of another key."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -45,13 +47,24 @@ class Checkpoint:
                 head = json.loads((file.metadata() or {}).get("head", "{}"))
                 if head.get("schema") != SCHEMA or head.get("key") != self.key:
                     return None
-                return {name: file.get_tensor(name) for name in file.keys()}, head  # noqa: SIM118 (no mapping)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                return (tensors, head) if head.pop("sha256", None) == _digest(tensors, head) else None
         except (OSError, SafetensorError, ValueError):
             return None
 
     def remove(self) -> None:
         """Remove the file, if there."""
         self.path.unlink(missing_ok=True)
+
+
+def _digest(tensors: Mapping[str, Tensor], head: Mapping[str, Any]) -> str:
+    """Hash of the head and of names, types, shapes and values."""
+    found = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        array = tensor.detach().numpy()
+        found.update(repr((name, str(array.dtype), array.shape)).encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

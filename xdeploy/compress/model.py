@@ -60,7 +60,7 @@ class CompressedModel:
     activations: Mapping[str, QParams]
     io: IoSpec
     plan: CompressionPlan
-    steps: tuple[Mapping[str, Any], ...]  # {"step", "accuracy_before", "accuracy_after", "n"} on validation, in order
+    steps: tuple[Mapping[str, Any], ...]  # step, accuracy_before and _after on n validation samples, bytes_*
 
     def save(self, folder: Path) -> None:
         """Write compressed.safetensors and compressed.json."""

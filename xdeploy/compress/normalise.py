@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from xdeploy import ranks
 from xdeploy.compress.calibrate import watching
 from xdeploy.compress.compact import compact_scale
 from xdeploy.compress.integer import BIAS_LIMIT, requant_shift
@@ -89,8 +90,23 @@ class Norm(nn.Module):
         """Normalise by the batch, or by the running statistics if the batch has but one value per channel."""
         if self.tally is not None:
             self.tally.add(z)
+        if ranks.is_parted() and torch.is_grad_enabled():
+            return self._normalise_whole(z)
         several = z.numel() > z.shape[1]
         return F.batch_norm(z, self.mean, self.var, self.gamma(), self.beta(), several, MOMENTUM, EPS)
+
+    def _normalise_whole(self, z: Tensor) -> Tensor:
+        """The same where other processes have the rest of the batch; in float64, as sums come in another order."""
+        mean, var, n = ranks.whole_moments(z)
+        shape = (1, -1, *[1] * (z.dim() - 2))
+        if n == 1:
+            mean, var = self.mean.double(), self.var.double()
+        else:
+            with torch.no_grad():
+                self.mean.lerp_(mean.float(), MOMENTUM)
+                self.var.lerp_((var * (n / (n - 1))).float(), MOMENTUM)
+        gain = self.gamma() / torch.sqrt(var + EPS)
+        return ((z - mean.view(shape)) * gain.view(shape) + self.beta().view(shape)).to(z.dtype)
 
     def gamma(self) -> Tensor:
         """Deviation of the outputs (O,), > 0."""

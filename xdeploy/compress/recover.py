@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xdeploy import ranks
 from xdeploy.compress.checkpoint import (
     Checkpoint,
     below,
@@ -142,6 +143,7 @@ class _Tuning:
             self.top = self._measure(self.start)
         for epoch in range(self.epoch, self.options.epochs):
             self._epoch(epoch)
+            ranks.insist_same("fine-tuned weights", list(self.module.parameters()))
             self._select((epoch + 1) / self.options.epochs)
             self.epoch = epoch + 1
             self._save()
@@ -160,8 +162,11 @@ class _Tuning:
         self.optimiser.set_rate(before)
         self.optimiser.torch.zero_grad()
         x = channels_last(x) if options.precision != "float32" else x
-        hints = None if self.teacher is None else self.teacher(x)
-        loss(_logits(module, x), y, hints, options.distill, options.temperature).backward()  # type: ignore[no-untyped-call]
+        with ranks.parted(x, y) as (x, y, share):
+            hints = None if self.teacher is None else self.teacher(x)
+            value = loss(_logits(module, x), y, hints, options.distill, options.temperature)
+            (value if share == 1.0 else value * share).backward()  # type: ignore[no-untyped-call]
+            ranks.add_up_gradients(module.parameters())
         for layer in module.layers():
             layer.balance_gradients()
         if self.constraint is not None:

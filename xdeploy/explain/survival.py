@@ -20,7 +20,7 @@ from xdeploy.compress.fakequant import real_network
 from xdeploy.compress.model import CompressedModel
 from xdeploy.errors import ModelError, UsageError
 from xdeploy.explain.drawing import drawing, save
-from xdeploy.explain.montage import is_image, montage
+from xdeploy.explain.montage import flat, is_image, montage, picture, scaled
 from xdeploy.explain.samples import Int64, choose, has_maps, show
 from xdeploy.files import write_npz
 from xdeploy.handover import quantity
@@ -120,6 +120,9 @@ def _draw(source: SourceModel, pair: tuple[Network, Network], options: Relevance
     arrays: dict[str, NDArray[Any]] = {"inputs": shown.inputs, "labels": shown.labels}
     for name, predicted, maps in zip(("float", "compressed"), shown.predicted, shown.maps, strict=True):
         arrays |= {f"{name}_predicted": predicted, f"{name}_maps": maps}
+    if is_image(source.io.input_shape):  # as drawn, for pages that lay them out themselves
+        arrays["pictures"] = np.stack([picture(x, source.io) for x in shown.inputs])
+        arrays |= {f"{n}_drawn": scaled(flat(m)) for n, m in zip(("float", "compressed"), shown.maps, strict=True)}
     write_npz(folder / FILES[0], arrays)
     with drawing():
         groups = 2 if is_image(source.io.input_shape) else 1

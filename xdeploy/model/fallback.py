@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor, library, nn
 
 from xdeploy.errors import ModelError, UnsupportedError
 from xdeploy.onnxfile import Constant, OnnxNode, read
+from xdeploy.process.lock import scratch_folder
 
 _IR_VERSION = 10
 
@@ -139,7 +139,7 @@ def _part(text: str) -> _Part:
 def _module(data: bytes) -> nn.Module | None:
     from xdeploy.model.onnxgraph.build import module_of
 
-    with tempfile.TemporaryDirectory(prefix="xdeploy-") as folder:
+    with scratch_folder("build") as folder:
         path = Path(folder) / "part.onnx"
         path.write_bytes(data)
         try:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from xdeploy import ranks
 from xdeploy.model.network import Network
 from xdeploy.model.torchmodule import NetworkModule
 from xdeploy.recipe import RelevanceOptions
@@ -56,7 +57,7 @@ def gradients(network: Network, batches: Iterable[Batch], options: RelevanceOpti
     module = NetworkModule(network).eval()
     modules = weighted_modules(module)
     sums = Collector(modules, options.aggregate)
-    for x, y in batches:
+    for x, y in ranks.share(batches):
         found = gradient_pass(module, x, modules, lambda z, y=y: objective(z, y, options))  # type: ignore[misc]
         kept = torch.zeros(len(x), dtype=torch.float64)
         for name, s in found.at.items():
@@ -69,6 +70,7 @@ def gradients(network: Network, batches: Iterable[Batch], options: RelevanceOpti
         arrived = torch.zeros_like(kept) if found.at_input is None else batch_sums(x * found.at_input)
         sums.add_balance(arrived, kept, found.objective.double())
         sums.samples += len(x)
+    sums.add_up()
     return sums
 
 

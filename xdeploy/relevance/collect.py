@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xdeploy import ranks
 from xdeploy.model.torchmodule import Conv, Dense
 from xdeploy.relevance.method import Float32, Scores
 from xdeploy.relevance.moments import Moments, add_moments
@@ -80,6 +81,13 @@ class Collector:
         """Count conservation per sample (N,): relevance at the input, kept by biases, and sent from the output."""
         self.lost += float((arrived + absorbed - sent).abs().sum())
         self.explained += float(sent.abs().sum())
+
+    def add_up(self) -> None:
+        """Add what other processes have collected of their share of the samples."""
+        totals = torch.tensor([self.samples, self.lost, self.explained], dtype=torch.float64)
+        sums = [s for m in self.moments.values() for s in (m.magnitude, m.square, m.signed) if s is not None]
+        ranks.add_up([totals, *sums, *self.channel.values()])
+        self.samples, self.lost, self.explained = int(totals[0]), float(totals[1]), float(totals[2])
 
     @property
     def residual(self) -> float:

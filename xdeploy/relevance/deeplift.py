@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xdeploy import ranks
 from xdeploy.errors import ModelError
 from xdeploy.model.network import Layer, Network
 from xdeploy.model.torchmodule import Conv, Dense, NetworkModule
@@ -226,12 +227,13 @@ def deeplift(network: Network, batches: Iterable[Batch], options: RelevanceOptio
     """
     module = explainable_module(network)
     sums = Collector(weighted_modules(module), options.aggregate)
-    for x, y in batches:
+    for x, y in ranks.share(batches):
         with torch.no_grad():
             weights = explained_weights(module(x), y, options)
         given, difference = contributions(module, x, weights, sums.add_layer)
         sums.add_balance(batch_sums(given), torch.zeros_like(difference), difference)
         sums.samples += len(x)
+    sums.add_up()
     if sums.residual > TOLERANCE:
         raise ModelError(
             f"DeepLIFT contributions miss the explained difference by {sums.residual:.1%}, allowed {TOLERANCE:.1%}",

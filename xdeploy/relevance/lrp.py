@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xdeploy import ranks
 from xdeploy.model.network import Network
 from xdeploy.model.torchmodule import Conv, Dense, NetworkModule
 from xdeploy.recipe import RelevanceOptions
@@ -128,13 +129,14 @@ def lrp(network: Network, batches: Iterable[Batch], options: RelevanceOptions, s
         if name not in gates:
             sums.add_layer(name, a, r / stabilised(z, options.epsilon, absolute), r)
 
-    for x, y in batches:
+    for x, y in ranks.share(batches):
         choose = partial(explained_weights, labels=y, options=options)
         balance = propagate(module, x, rules, choose, see)
         sums.add_balance(balance.arrived, balance.absorbed, balance.sent)
         sums.samples += len(x)
         if gates:
             _score_gates(module, x, choose, gates, sums)
+    sums.add_up()
     return sums.scores(_told(network, options, gates))
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from xdeploy import ranks
 from xdeploy.errors import ModelError
 from xdeploy.model.network import Network
 from xdeploy.model.torchmodule import NetworkModule
@@ -81,13 +82,14 @@ def _score(network: Network, batches: Iterable[Batch], options: RelevanceOptions
         per_neuron = neurons and options.aggregate != "signed"
         sums.add_layer(name, a, s, r.abs() if per_neuron else r, options.steps)
 
-    for batch, labels in batches:
+    for batch, labels in ranks.share(batches):
         for x, y in zip(torch.split(batch, rows), torch.split(labels, rows), strict=True):
             with torch.no_grad():
                 weights = explained_weights(module(x), y, options)
             given, difference = along_path(module, x, weights, options.steps, modules, see)
             sums.add_balance(batch_sums(given), torch.zeros_like(difference), difference)
             sums.samples += len(x)
+    sums.add_up()
     if sums.residual > TOLERANCE:
         raise ModelError(
             f"integrated gradients with relevance.steps = {options.steps} miss the explained difference by "

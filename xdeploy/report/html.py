@@ -2,95 +2,173 @@
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from xdeploy.report.tables import Table, all_tables, facts
+from xdeploy.report import background, cards, layertable, tables
+from xdeploy.report.markup import (
+    bare_table,
+    details,
+    embedded,
+    escape,
+    figure,
+    page,
+    pairs,
+    render_table,
+)
+from xdeploy.report.tables import Table
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --bar: #3b82f6; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; text-align: left; }
-th { position: sticky; top: 0; } .r { text-align: right; } .note { opacity: .75; font-size: .85rem; }
-img { max-width: 100%; height: auto; background: white; }
-.bar { display: inline-block; height: .7em; background: var(--bar); vertical-align: baseline; }
-@media print { body { max-width: none; } .scroll { overflow: visible; } td, th { white-space: normal; } }
-"""
-
-
-def escape(text: str) -> str:
-    """Text as it may stand in the page: no markup, and no character that cannot be seen or turns the writing round."""
-    return html.escape("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+__all__ = ["embedded", "escape", "page", "render", "render_table"]
+_PICK = '<div class="tools" data-pick></div>'
 
 
 def render(report: Mapping[str, Any], picture: Path | None = None) -> str:
-    """The whole report as one HTML page; `picture`: samples with their heat-maps before and after, if there is one."""
-    name = escape(report["model"]["name"])
-    parts = [f"<h1>xdeploy report: {name}</h1>", "<ul>", *(f"<li>{escape(x)}</li>" for x in facts(report)), "</ul>"]
-    for table in all_tables(report):
-        if table.rows:
-            parts.append(render_table(table))
-        if table.title == "Targets":
-            parts.append(_chart(report))
-    if picture is not None and (report["relevance"] or {}).get("survival"):
-        parts.append(_survival(picture))
-    return page(f"xdeploy: {report['model']['name']}", parts)
+    """The whole report as one HTML page.
+
+    Args:
+        report: the document of report.json.
+        picture: survival.png, with survival.npz beside it: samples with their heat-maps before and after, if there.
+    """
+    parts = [*_headline(report), *_bought(report), *_layers(report), *_memory(report), *_samples(report, picture)]
+    return page(f"xdeploy: {report['model']['name']}", [*parts, *_deeper(report), *_origin(report)], script=True)
 
 
-def page(title: str, parts: Iterable[str], style: str = "") -> str:
-    """A whole page of parts that are HTML already; the title is text."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}{style}</style></head>\n'
-        f"<body>\n{body}\n</body></html>\n"
-    )
+def _headline(report: Mapping[str, Any]) -> Iterator[str]:
+    yield f"<h1>xdeploy report: {escape(report['model']['name'])}</h1>"
+    yield cards.of_model(report)
+    if len(report["targets"]) > 1:
+        yield _PICK
+    yield from (cards.of_target(report, at, name) for at, name in enumerate(report["targets"]))
+    if report["targets"]:
+        yield f'<p class="note">{escape(tables.targets(report).note)}</p>'
+    if len(report["targets"]) > 1:
+        yield details("all targets side by side", bare_table(tables.targets(report)))
 
 
-def render_table(table: Table) -> str:
-    """A titled table as HTML."""
-    side = ["r" if a == ">" else "" for a in table.align]
-    head = "".join(f'<th class="{s}">{escape(c)}</th>' for s, c in zip(side, table.columns, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f'<td class="{s}">{escape(c)}</td>' for s, c in zip(side, row, strict=True)) + "</tr>\n"
-        for row in table.rows
-    )
-    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
-    return f'<h2>{escape(table.title)}</h2><div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>{note}'
+def _bought(report: Mapping[str, Any]) -> Iterator[str]:
+    """Steps, front, relevance against bits."""
+    from xdeploy.report import charts
+
+    rows = charts.stairs(report)
+    shown = []
+    if rows:
+        told = "; ".join(" ".join(cells) for cells in background.steps(report).rows)
+        text = "What each step changed: bytes of the parameters, and accuracy on the validation samples in points."
+        chart = charts.waterfall(rows, f"{text} {told}")
+        shown.append(figure(chart, text, details("the numbers", bare_table(background.steps(report)))))
+    front = charts.front(report)
+    if front:
+        shown.append(figure(front, _FRONT, details("the numbers", bare_table(background.front(report)))))
+    if report.get("front"):
+        chart = charts.sweep(report["front"])
+        shown.append(figure(chart, _SWEEP, details("the numbers", bare_table(background.swept(report)))))
+    bits = charts.bits(report)
+    if bits:
+        shown.append(figure(bits, _BITS))
+    weighted = [x for x in report["layers"] if x["weight_format"]]
+    if not rows and weighted:
+        yield "<h2>What each step bought</h2>"
+        kept = "The file was quantised already and is kept as it is: no step changed its bytes or its accuracy."
+        yield f"<p>{'The accuracy after each step was not measured.' if report['relevance'] else kept}</p>"
+    if shown:
+        yield f'<h2>What each step bought</h2><div class="charts">{"".join(shown)}</div>'
+    if weighted:
+        yield _shares(weighted)
 
 
-def _survival(picture: Path) -> str:
-    text = (
-        "Test samples with what speaks for their class (red) and against it (blue), in the float network and in the "
-        "compressed one; each map has its own scale. Bold, with a cross: one of the two predicts another class."
-    )
-    return f"<h2>Explanations before and after</h2><p>{escape(text)}</p>{embedded(picture, text)}"
+_FRONT = "Accuracy against bytes of what this run measured; up and to the left is better."
+_SWEEP = "The trials of the sweep that this run belongs to, of the same target; the line is the front."
+_BITS = (
+    "Each layer's share of the relevance against the bits its weights take, scales, biases and codebooks counted; "
+    "larger dots are more weights, each named when the pointer rests on it. Bits should go where relevance is."
+)
 
 
-def embedded(path: Path, text: str) -> str:
-    """An img element that holds the picture, .png or .svg, itself; `text` is read out where it cannot be seen."""
-    kind = {".png": "image/png", ".svg": "image/svg+xml"}[path.suffix]
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(text)}" src="data:{kind};base64,{data}">'
-
-
-def _chart(report: Mapping[str, Any]) -> str:
+def _shares(rows: list[Mapping[str, Any]]) -> str:
     """Relevance share beside the share of the bytes, per weighted layer."""
-    rows = [x for x in report["layers"] if x["weight_format"]]
     total = sum(x["bytes"] for x in rows) or 1
+    scored = any(x["relevance_share"] is not None for x in rows)
     body = "".join(
         f"<tr><td>{escape(x['origin'])}</td><td>{escape(x['weight_format'])}</td>"
-        f"<td>{_bar(x['relevance_share'] or 0.0)}</td><td>{_bar(x['bytes'] / total)}</td></tr>\n"
+        + (f"<td>{_bar(x['relevance_share'] or 0.0)}</td>" if scored else "")
+        + f"<td>{_bar(x['bytes'] / total)}</td></tr>\n"
         for x in rows
     )
-    head = "<tr><th>origin</th><th>weights</th><th>share of relevance</th><th>share of bytes</th></tr>"
-    return f'<h2>Where relevance is, where bytes are</h2><div class="scroll"><table>{head}\n{body}</table></div>'
+    head = "<th>origin</th><th>weights</th>" + ("<th>share of relevance</th>" if scored else "")
+    table = f"<table><thead><tr>{head}<th>share of bytes</th></tr></thead>\n<tbody>{body}</tbody></table>"
+    title = "Where relevance is, where bytes are" if scored else "Where bytes are"
+    return details(title, f'<div class="scroll">{table}</div>')
 
 
 def _bar(share: float) -> str:
-    return f'<span class="bar" style="width:{share * 40:.2f}em"></span> {100 * share:.1f} %'
+    return f'<span class="bar" style="width:{share * 20:.2f}em"></span> {100 * share:.1f} %'
+
+
+def _layers(report: Mapping[str, Any]) -> Iterator[str]:
+    if not report["layers"]:
+        return
+    yield f"<h2>Layers</h2>{layertable.render(report)}"
+    if any(t.get("energy") for x in report["layers"] for t in x["targets"].values()):
+        yield '<p class="note">energy: modelled cycles times the board\'s energy per cycle</p>'
+    slow = tables.slow(report)
+    if slow.rows:
+        yield details(slow.title, bare_table(slow))
+
+
+def _memory(report: Mapping[str, Any]) -> Iterator[str]:
+    """The arena of each target over the steps of an inference."""
+    found = report.get("memory") or {}
+    if not found:
+        return
+    from xdeploy.report.charts import arena
+
+    yield "<h2>Memory of the arena, step by step</h2>"
+    if len(report["targets"]) > 1:
+        yield _PICK
+    for at, name in enumerate(report["targets"]):
+        memory = found.get(name)
+        if memory is None:
+            continue
+        bound, size = memory["lower_bound"], memory["bytes"]
+        text = f"{name}: {size:,} bytes, {size - bound:,} above the largest live set. Grey: workspaces of kernels."
+        chart = arena(memory, name)
+        inside = figure(chart, text, details("the buffers", bare_table(background.buffers(memory))))
+        yield f'<div data-t="{at}">{inside if chart else f"<p>{escape(name)}: no buffer lies in an arena.</p>"}</div>'
+
+
+def _samples(report: Mapping[str, Any], picture: Path | None) -> Iterator[str]:
+    """Heat-maps and confusions."""
+    from xdeploy.report import pictures
+
+    found = report.get("confusion")
+    if picture is not None and (report["relevance"] or {}).get("survival"):
+        labels = found["labels"] if found else []
+        yield f"<h2>Explanations before and after</h2>{pictures.heatmaps(picture, labels)}"
+    if found:
+        n = sum(row[2] for row in found["counts"])
+        yield "<h2>Confusions of the deployed code</h2>"
+        yield f'<p class="note">{n:,} test samples; each line is a true class, each column what the code said.</p>'
+        yield pictures.confusion(found)
+
+
+def _deeper(report: Mapping[str, Any]) -> Iterator[str]:
+    table = tables.mix(report)
+    if table.rows:
+        yield render_table(table)
+
+
+def _origin(report: Mapping[str, Any]) -> Iterator[str]:
+    """Environment, provenance, recipe and stages."""
+    yield "<h2>Environment and provenance</h2>"
+    yield "<ul>" + "".join(f"<li>{escape(x)}</li>" for x in tables.facts(report)) + "</ul>"
+    yield pairs(background.environment(report))
+    for name, values in background.built(report).items():
+        yield details(f"built for {name}", pairs(values))
+    recipe = background.recipe(report)
+    if recipe:
+        lines = "".join(f"<li>{escape(key)} = {escape(value)}</li>" for key, value in recipe.items())
+        yield details("the recipe, with all defaults", f'<ul class="many">{lines}</ul>')
+    stages: Table = background.stages(report)
+    if stages.rows:
+        yield render_table(stages)

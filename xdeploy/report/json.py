@@ -18,6 +18,8 @@ from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual, macs
 from xdeploy.lir.rows import origin
 from xdeploy.report.outliers import outliers
+from xdeploy.report.provenance import provenance, stages, stages_memory
+from xdeploy.report.timeline import arena, front, points
 
 SCHEMA = "xdeploy.report/1"
 _BENCH_QUANTITIES = ("flash", "ram", "arena", "stack", "instructions", "cycles", "latency", "energy", "accelerator")
@@ -42,7 +44,7 @@ def collect(folder: Path) -> dict[str, Any]:
     relevance = RelevanceMap.load(folder / "relevance.npz") if scored else None
     targets = {name: _target(folder / name) for name in run["request"].get("targets", [])}
     packed = sum(_weight_bytes(node) for node in graph.nodes)
-    return {
+    document = {
         "schema": SCHEMA,
         "tool": {"name": "xdeploy", "version": __version__},
         "model": source["model"],
@@ -64,8 +66,14 @@ def collect(folder: Path) -> dict[str, Any]:
         "layers": _layers(graph, relevance.share() if relevance else {}, source, targets),
         "targets": {name: value["summary"] for name, value in targets.items()},
         "recipe": run["request"].get("recipe", {}),
-        "stages": {name: quantity(row["seconds"], "s", "measured") for name, row in run["stages"].items()},
+        "stages": stages(run),
+        "stages_memory": stages_memory(run),
+        "confusion": accuracy.get("confusion"),
+        "memory": {name: found for name, value in targets.items() if (found := value["arena"])},
+        "environment": accuracy.get("environment"),
+        "provenance": provenance(folder, run, list(targets)),
     }
+    return {**document, "points": points(document), "front": front(folder)}
 
 
 def _relevance(relevance: RelevanceMap, accuracy: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,6 +103,11 @@ def _weight_bytes(node: Node) -> int:
     return node.format.packed_bytes(len(codes), codes[0].size) + 8 * len(codes)
 
 
+def _zeros(node: Node) -> int | None:
+    """How many of the layer's weights are zero."""
+    return None if node.format is None else int((node.values == 0).sum())
+
+
 def _target(folder: Path) -> dict[str, Any]:
     """The summary of one target and its kernels and instructions by node name."""
     manifest = read_json(folder / "manifest.json", "xdeploy.manifest/1")
@@ -119,7 +132,7 @@ def _target(folder: Path) -> dict[str, Any]:
         names = kernels.get(origin(node["name"]), "").split(" and ")
         if node["op"] != "stack" and node["kernel"] not in names:
             kernels[origin(node["name"])] = " and ".join([*filter(None, names), node["kernel"]])
-    return {"summary": summary, "kernels": kernels, "counts": counts, "models": models}
+    return {"summary": summary, "kernels": kernels, "counts": counts, "models": models, "arena": arena(program)}
 
 
 def _layers(
@@ -144,6 +157,8 @@ def _layers(
             "channels_after": channels,
             "relevance_share": share.get(node.name),
             "bytes": _weight_bytes(node),
+            "weights": node.consts["codes"].size if node.format else None,
+            "zeros": _zeros(node),
             "targets": {name: _on_target(node.name, t, notes[name]) for name, t in targets.items()},
         }
         rows.append(row)

@@ -92,9 +92,11 @@ def layers(report: Mapping[str, Any]) -> Table:
     """One row per node of the integer graph."""
     names = [n for n, t in report["targets"].items() if t["instructions"]]
     rows = tuple(_layer(x, names) for x in report["layers"])
-    columns = ("origin", "op", "shape", "MACs", "weights", "activations", "channels", "relevance, %", "bytes")
+    columns = (
+        "origin", "op", "shape", "MACs", "weights", "activations", "channels", "zeros, %", "relevance, %", "bytes",
+    )  # fmt: skip
     titles = tuple(f"insn {n} ({report['targets'][n]['instructions']['how']})" for n in names)
-    return Table("Layers", (*columns, *titles), "<<<>" + "<<>>>" + ">" * len(names), rows)
+    return Table("Layers", (*columns, *titles), "<<<>" + "<<>>>>" + ">" * len(names), rows)
 
 
 _MODEL_COLUMNS = {
@@ -139,10 +141,11 @@ def mix(report: Mapping[str, Any]) -> Table:
 def _layer(x: Mapping[str, Any], names: list[str]) -> tuple[str, ...]:
     share = "-" if x["relevance_share"] is None else f"{100 * x['relevance_share']:.1f}"
     kept = "-" if x["channels_after"] is None else f"{x['channels_after']}/{x['channels_before']}"
+    zeros = f"{100 * x['zeros'] / x['weights']:.1f}" if x.get("weights") else "-"
     counts = (number(x["targets"][n]["instructions"]) for n in names)
     shape = "x".join(map(str, x["shape"]))
     formats = (x["weight_format"] or "-", x["activation_format"])
-    return (x["origin"], x["op"], shape, f"{x['macs']:,}", *formats, kept, share, f"{x['bytes']:,}", *counts)
+    return (x["origin"], x["op"], shape, f"{x['macs']:,}", *formats, kept, zeros, share, f"{x['bytes']:,}", *counts)
 
 
 def kernels(report: Mapping[str, Any]) -> Table:
@@ -158,15 +161,6 @@ def slow(report: Mapping[str, Any]) -> Table:
         (x["origin"], name, t["note"]) for x in report["layers"] for name, t in x["targets"].items() if t.get("note")
     )
     return Table("Layers above twice the cost of the best of their kind", ("origin", "target", "why"), "<<<", rows)
-
-
-def steps(report: Mapping[str, Any]) -> Table:
-    """Validation accuracy before and after each compression step."""
-    rows = tuple(
-        (s["step"], f"{s['accuracy_before']:.2f}", f"{s['accuracy_after']:.2f}", f"{s['n']:,}") for s in report["steps"]
-    )
-    title = "Compression steps (validation accuracy, %, measured)"
-    return Table(title, ("step", "before", "after", "samples"), "<>>>", rows)
 
 
 def facts(report: Mapping[str, Any]) -> list[str]:
@@ -204,17 +198,3 @@ def _explanations(relevance: Mapping[str, Any]) -> list[str]:
     undefined = f"; {found['undefined']} samples with an empty map count as 0" if found["undefined"] else ""
     note = f"; {found['note']}" if found["note"] else ""
     return [f"{line}{', '.join(figures)} (measured; mean and standard deviation over samples){undefined}{note}"]
-
-
-def all_tables(report: Mapping[str, Any]) -> list[Table]:
-    """Every table in reading order."""
-    return [
-        headline(report),
-        targets(report),
-        mix(report),
-        steps(report),
-        layers(report),
-        model(report),
-        slow(report),
-        kernels(report),
-    ]

@@ -6,7 +6,6 @@ depend on nothing else.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from xdeploy.handover import CompressionPlan, IoSpec, RelevanceMap
 from xdeploy.lir.graph import LoweredGraph
 from xdeploy.lower import Fallback, lower
 from xdeploy.model.network import Network
+from xdeploy.process.lock import scratch_folder
 from xdeploy.recipe import CompressOptions
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Lowering:
             network, CompressionPlan(lines), relevance, self.io, self.calibration, self.options,
             memory=self._known(network),
         )  # fmt: skip
-        with tempfile.TemporaryDirectory(prefix="xdeploy-trial-") as folder:
+        with scratch_folder("trial") as folder:
             path = Path(folder) / "model.onnx"
             with replacing(path) as part:
                 part.write_bytes(to_onnx(done).SerializeToString())

@@ -7,7 +7,6 @@ of the image's one input and one output, which is how outputs come back from eve
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from xdeploy.handover import Artifact, GoldenIo, IoSpec
 from xdeploy.kernel import Code
 from xdeploy.lir.graph import LoweredGraph, Tensor
 from xdeploy.memory import Place
+from xdeploy.process.lock import scratch_folder
 from xdeploy.program import Call, Program
 from xdeploy.target import Target
 from xdeploy.tune.jobs import Figures, Job
@@ -113,7 +113,7 @@ def measured(jobs: Sequence[Job], target: Target) -> list[Figures]:
         ToolchainError: they do not compile. DeviceError: they do not run.
     """
     batch = Batch(jobs, target)
-    with tempfile.TemporaryDirectory(prefix="xdeploy-tune-") as scratch:
+    with scratch_folder("tune") as scratch:
         folder = Path(scratch)
         artifact = _linked(batch, folder)
         bare = replace(

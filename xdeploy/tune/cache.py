@@ -1,4 +1,7 @@
-"""What was measured before, in the user's cache folder: one JSON file per key, written as a whole or not at all."""
+"""What was measured before, in the user's cache folder: one JSON file per key, written as a whole or not at all.
+
+Each file holds its own key and a hash of all it says, so that one that was damaged or is another's is measured again.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 from pathlib import Path
 
 from xdeploy.files import write_json
+from xdeploy.store import digest
 from xdeploy.tune.jobs import Figures
 
 SCHEMA = "xdeploy.tuned/1"
@@ -39,6 +43,8 @@ class Cache:
             value = json.loads(self.path(key).read_text(encoding="utf-8"))
             if not isinstance(value, dict) or (value.get("schema"), value.get("key")) != (SCHEMA, key):
                 return None
+            if value.pop("sha256", None) != digest(value):
+                return None
             return Figures.from_dict(value.get("figures"))
         except (OSError, ValueError, RecursionError):
             return None
@@ -47,4 +53,4 @@ class Cache:
         """Keep the figures, unless the folder cannot be written: then they are measured again next time."""
         value = {"schema": SCHEMA, "key": key, "kernel": kernel, "figures": figures.to_dict()}
         with contextlib.suppress(OSError):
-            write_json(self.path(key), value)
+            write_json(self.path(key), {**value, "sha256": digest(value)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from xdeploy.builder.zig import cc
 from xdeploy.errors import DeviceError
 from xdeploy.formats import Int8
 from xdeploy.handover import Artifact
+from xdeploy.process.lock import scratch_folder
 from xdeploy.target import Target
 from xdeploy.tune.batch import Batch, sizes_of
 from xdeploy.tune.jobs import Figures, Job
@@ -31,7 +31,7 @@ def measured(jobs: Sequence[Job], target: Target) -> list[Figures]:
     Raises:
         ToolchainError: they do not compile. DeviceError: this machine cannot run them.
     """
-    with tempfile.TemporaryDirectory(prefix="xdeploy-tune-") as scratch:
+    with scratch_folder("tune") as scratch:
         return _timed(Batch(jobs, target), Path(scratch))
 
 

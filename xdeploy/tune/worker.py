@@ -8,6 +8,7 @@ travels is made by this program on both sides.
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import queue
 import subprocess
@@ -77,7 +78,7 @@ def measure_all(cut: Sequence[Sequence[Job]], target: Target, processes: int) ->
 
 
 def _start() -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "xdeploy.tune"]
+    command = [sys.executable, "-m", "xdeploy.tune", str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 

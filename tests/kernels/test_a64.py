@@ -1,0 +1,166 @@
+"""AArch64 rows: equal to the reference at every feature level, and within their bounds of instructions."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import unicorn.arm64_const as a64
+from xdeploy.kernels.a64 import PRODUCTS, DotProduct, LongProduct, MatrixProduct
+from xdeploy.kernels.a64depthwise import groups_of
+
+from tests.kernels import harness
+from tests.kernels.cases import Case, cases, conv, linear
+from xdeploy.bench.qemuuser import QemuUserRunner
+from xdeploy.builder import build
+from xdeploy.formats import QParams
+from xdeploy.handover import GoldenIo, IoSpec
+from xdeploy.kernel import KERNELS, Kernel
+from xdeploy.lir.graph import LoweredGraph, Tensor
+from xdeploy.lir.ops import macs, run
+from xdeploy.program import bind, choose
+from xdeploy.recipe import PackageOptions
+from xdeploy.target import load_target
+
+NONE = (0, 0, 0, 0)
+ODD = [
+    conv((5, 7), 20, 12, residual=True, relu=True),
+    conv((4, 9), 24, 30, (1, 1), pads=NONE),
+    conv((7, 6), 5, 18, (3, 3), (2, 2)),
+    conv((6, 6), 3, 16, dilation=(1, 2), pads=(1, 2, 1, 2)),
+    conv((6, 5), 24, 24, groups=24),
+    conv((5, 9), 8, 8, groups=8, relu=True),
+    conv((6, 6), 4, 4, (5, 3), groups=4, pads=(2, 1, 2, 1), stride=(2, 1)),
+    conv((1, 1), 64, 8, (1, 1), pads=NONE, fmt="c4s8"),
+    linear(72, 33),
+]
+# instructions per multiply-accumulate of whole calls: small images, so that bounds hold with more overhead than usual
+BOUNDS = {
+    "cortex-a76": [
+        (conv((12, 12), 16, 16), 0.09), (conv((6, 6), 32, 32, residual=True), 0.10), (linear(128, 64), 0.14),
+        (conv((6, 5), 64, 64, groups=64), 0.46),
+    ],
+    "cortex-a72": [(conv((12, 12), 16, 16), 0.27), (conv((6, 5), 64, 64, groups=64), 0.50)],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def newest_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness's 64-bit CPU, with dot product."""
+    monkeypatch.setattr(a64, "UC_CPU_ARM64_A72", a64.UC_CPU_ARM64_MAX)
+
+
+def _rows(case: Case, name: str, isa: str) -> list[Kernel]:
+    target = load_target(name)
+    fitting = [k for k in KERNELS.values() if k.op == case.node.op and k.isa == isa]
+    new = [k for k in fitting if "_direct__" in k.name or "_dw1x16__" in k.name]
+    return [k for k in new if k.applies(case.graph, case.node, target)]
+
+
+def _image() -> harness.Image:
+    return harness.Image(harness.DATA, 1 << 24)
+
+
+@pytest.mark.parametrize(("name", "isa"), [("cortex-a72", "neon"), ("cortex-a76", "dotprod")])
+def test_rows_equal_the_reference(name: str, isa: str, tmp_path: Path) -> None:
+    batch = harness.Batch(load_target(name), _image())
+    plain = [c for op in ("conv2d", "linear") for c in cases(op) if c.node.attrs["weight_format"] == "int8"]
+    for case in [*ODD, *plain[::24]]:
+        found = _rows(case, name, isa)
+        rare = case.node.attrs["weight_format"] != "int8" or case.node.attrs.get("groups", 1) > 1
+        assert found or rare, f"no row of {isa} takes {case.name}"
+        for row in found:
+            batch.add(row, case)
+    before = batch.image.bytes.copy()
+    harness.run_unicorn(batch, tmp_path)
+    assert batch.failures() == []
+    assert batch.image.damaged(before) == []
+
+
+@pytest.mark.parametrize("name", list(BOUNDS))
+def test_instructions_stay_within_their_bounds(name: str, tmp_path: Path) -> None:
+    target = load_target(name)
+    batch = harness.Batch(target, _image())
+    for case, _ in BOUNDS[name]:
+        batch.add(choose(case.graph, case.node, target), case, samples=1)
+    machine = harness.Unicorn(harness.link(batch, tmp_path), target, batch.image, count=True)
+    for call, (case, bound) in zip(batch.calls, BOUNDS[name], strict=True):
+        ours = machine.call(call.symbol, call.args) / macs(case.graph, case.node)
+        assert 0.04 < ours <= bound, f"{call.label}: {ours:.4f}"
+
+
+def _sums(product: Any, packed: np.ndarray[Any, Any], x: np.ndarray[Any, Any], channels: int) -> np.ndarray[Any, Any]:
+    """The sums of one pixel by what the instructions do with the packed weights of one block."""
+    totals = np.zeros(channels, np.int64)
+    if isinstance(product, LongProduct):
+        return packed.reshape(channels, -1).astype(np.int64) @ x
+    together = 4 if isinstance(product, DotProduct) else 2
+    vectors = packed.reshape(-1, channels // together, together, product.unit).astype(np.int64)
+    for k, group in enumerate(vectors):
+        totals += (group @ x[k * product.unit : (k + 1) * product.unit]).reshape(-1)
+    return totals
+
+
+@pytest.mark.parametrize("product", PRODUCTS, ids=lambda p: p.isa)
+def test_packed_weights_are_read_in_order(product: Any) -> None:
+    rng = np.random.default_rng(5)
+    codes = rng.integers(-127, 128, (1, 8, 16)).astype(np.int8)
+    x = rng.integers(-128, 128, 16)
+    assert (_sums(product, product.pack(codes)[0], x, 8) == codes[0].astype(np.int64) @ x).all()
+
+
+def test_accumulators_begin_with_the_bias() -> None:
+    bias = np.arange(1, 9, dtype=np.int32)
+    assert LongProduct().start(bias).sum(axis=1).tolist() == bias.tolist()
+    assert DotProduct().start(bias).reshape(-1).tolist() == bias.tolist()
+    assert MatrixProduct().start(bias)[0].tolist() == [1, 2, 1, 2]
+
+
+def test_int16_groups_hold_the_largest_products() -> None:
+    rng = np.random.default_rng(6)
+    for limit in (127, 60, 20):
+        taps = rng.integers(-limit, limit + 1, (9, 8)).astype(np.int8)
+        sizes, start = groups_of(taps), 0
+        assert sum(sizes) == 9
+        for size in sizes:
+            worst = 128 * np.abs(taps[start : start + size].astype(np.int64)).sum(axis=0).max()
+            assert worst <= 32767
+            start += size
+
+
+def _network(chain: Sequence[Case]) -> LoweredGraph:
+    """The cases' nodes one behind the other; every output has the shape of the next one's input."""
+    nodes = tuple(replace(c.node, name=f"n{i}", inputs=(f"t{i}",), output=f"t{i + 1}") for i, c in enumerate(chain))
+    shapes = [chain[0].graph.tensors["x"].shape, *(c.graph.tensors["y"].shape for c in chain)]
+    tensors = {f"t{i}": Tensor(s, QParams(0.1, 0)) for i, s in enumerate(shapes)}
+    return LoweredGraph(nodes, tensors, "t0", f"t{len(chain)}", IoSpec("t0", shapes[0], "y", shapes[-1]))
+
+
+@pytest.mark.qemu
+@pytest.mark.slow
+def test_one_library_runs_every_level(tmp_path: Path) -> None:
+    """The same program on three CPUs: each takes its own level, all give the reference's codes."""
+    if shutil.which("qemu-aarch64") is None:
+        pytest.skip("qemu-aarch64 is not installed")
+    graph = _network([conv((6, 5), 3, 16), conv((6, 5), 16, 20), conv((6, 5), 20, 20, groups=20)])
+    target = load_target("aarch64")
+    codes = np.random.default_rng(7).integers(-128, 128, (2, 6, 5, 3)).astype(np.int8)
+    golden = GoldenIo(codes.astype(np.float32), codes, run(graph, codes)[graph.output])
+    artifact = build(bind(graph, target, "net"), graph, golden, target, tmp_path / "out", PackageOptions(), {})
+    assert (artifact.folder / artifact.manifest["products"]["archive"]).is_file()
+    totals = []
+    for cpu, level in (("cortex-a53", ""), ("cortex-a76", "dotprod"), ("max", "i8mm")):
+        runner = QemuUserRunner(artifact, replace(target, runner={**target.runner, "user_cpu": cpu}))
+        if runner.available():
+            pytest.skip(str(runner.available()))
+        assert runner.image.level == level
+        ran = runner.run(codes)
+        assert (ran.outputs == golden.output_codes).all(), cpu
+        assert len(ran.layers) == 4
+        totals.append(sum(ran.layers))
+    assert totals[0] > 1.5 * totals[1] > totals[2]

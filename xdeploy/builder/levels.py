@@ -1,0 +1,158 @@
+"""One library for several feature levels of a CPU: a program for each, and the choice between them when it is loaded.
+
+The target's own features are level 0, which `xd_<m>_run` holds as in any package. Every further level of the target
+file is a program `xd_<m>_<level>` with kernels and packed weights of its own. A constructor asks the kernel's auxiliary
+vector once, before main; an inference costs a test and a jump more. <M>_LEVEL, defined as a level's number, builds that
+one alone, without operating system.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from xdeploy.program import Program, bind
+from xdeploy.target import Level, Target
+
+if TYPE_CHECKING:
+    from xdeploy.builder.package import Package
+    from xdeploy.lir.graph import LoweredGraph
+
+_HEADER = """\
+#ifndef {upper}_LEVELS_H
+#define {upper}_LEVELS_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+/* Feature levels: 0 is {base}{told}.
+ * Under Linux the best one that the CPU has is chosen once, before main. Define {upper}_LEVEL as a number to build that
+ * level alone; without an operating system it is 0 unless it is defined. */
+#if !defined({upper}_LEVEL) && !defined(__linux__)
+#define {upper}_LEVEL 0
+#endif
+
+{prototypes}
+/* The number of the level that {name}_run runs. */
+int {name}_level(void);
+
+#ifndef {upper}_LEVEL
+extern int (*{name}_better)(const int8_t *input, int8_t *output, void *arena);
+#endif
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+_SOURCE = """\
+#include "{name}_levels.h"
+
+#include <stddef.h>
+
+#ifdef {upper}_LEVEL
+
+int {name}_level(void)
+{{
+    return {upper}_LEVEL;
+}}
+
+#else
+
+#include <sys/auxv.h>
+
+int (*{name}_better)(const int8_t *input, int8_t *output, void *arena) = NULL;
+static int level = 0;
+
+/* Runs when the program or the library is loaded. */
+__attribute__((constructor)) static void choose(void)
+{{
+{tests}
+}}
+
+int {name}_level(void)
+{{
+    return level;
+}}
+
+#endif
+"""
+_TEST = """\
+    if (((getauxval({vector}) >> {bit}) & 1UL) != 0UL) {{
+        {name}_better = {name}_{level}_run;
+        level = {number};
+    }}"""
+_JUMP = """\
+#ifndef {upper}_LEVEL
+    if ({name}_better != NULL) {{
+        return {name}_better(input, output, arena);
+    }}
+#endif
+"""
+
+
+def bind_levels(program: Program, graph: LoweredGraph, target: Target) -> tuple[Program, list[tuple[Target, Program]]]:
+    """A program for every further level, and the first one with an arena that is large enough for all."""
+    if program.form == "portable":
+        return program, []
+    found = []
+    for level in target.levels:
+        at = target.at(level)
+        found.append((at, bind(graph, at, f"{program.model}_{level.name}", program.form, None, program.prefix)))
+    arena = max([program.arena, *(p.arena for _, p in found)])
+    return replace(program, arena=arena), found
+
+
+def level_files(package: Package) -> dict[str, str]:
+    """Sources and headers of the further levels, and of the choice, by path."""
+    texts: dict[str, str] = {}
+    for other in package.levels:
+        kept = {f"include/{other.name}.h", f"src/{other.name}_internal.h", *other.sources}
+        texts |= {path: text for path, text in other.files().items() if path in kept}
+    values = {"name": package.name, "upper": package.name.upper()}
+    levels = package.target.levels
+    told = "".join(f", {i} {level.name} ({level.isa})" for i, level in enumerate(levels, 1))
+    prototypes = "".join(
+        f"int {package.name}_{level.name}_run(const int8_t *input, int8_t *output, void *arena);\n" for level in levels
+    )
+    tests = "\n".join(_test(package.name, i, level) for i, level in enumerate(levels, 1))
+    header = _HEADER.format(**values, base=package.target.isa, told=told, prototypes=prototypes)
+    return {
+        **texts, f"include/{package.name}_levels.h": header,
+        f"src/{package.name}_levels.c": _SOURCE.format(**values, tests=tests),
+    }  # fmt: skip
+
+
+def _test(name: str, number: int, level: Level) -> str:
+    vector, bit = ("AT_HWCAP2", level.hwcap2) if level.hwcap2 >= 0 else ("AT_HWCAP", level.hwcap)
+    return _TEST.format(name=name, vector=vector, bit=bit, level=level.name, number=number)
+
+
+def with_levels(package: Package, executor: str) -> str:
+    """The executor of level 0, which goes to a better level first."""
+    name, upper = package.name, package.name.upper()
+    head, mark, body = executor.partition("    int8_t *const a = (int8_t *)arena;\n")
+    assert mark, "the executor begins otherwise"
+    jumps = "".join(
+        f"#{'elif' if i > 1 else 'if'} {upper}_LEVEL == {i}\n"
+        f"    return {name}_{level.name}_run(input, output, arena);\n"
+        for i, level in enumerate(package.target.levels, 1)
+    )
+    include = f'#include "{name}_internal.h"\n'
+    head = head.replace(include, f'{include}#include "{name}_levels.h"\n', 1)
+    start, _, rest = body.rpartition("    return 0;\n}\n")
+    checked = _JUMP.format(name=name, upper=upper)
+    # a level that is built alone takes the place of this one
+    return (
+        f"{head}#if defined({upper}_LEVEL) && ({upper}_LEVEL > 0)\n{jumps}#endif\n#else\n{mark}{checked}{start}"
+        f"    return 0;\n#endif\n}}\n{rest}"
+    )
+
+
+def level_assembly(level: str, assembly: str) -> str:
+    """Assembly that says itself which instructions it holds: the package is compiled for level 0."""
+    return f"\t.arch {level}\n{assembly}"

@@ -1,0 +1,55 @@
+"""The plan stage: the source's data and the recipe become one call of `allocate`, with the accuracy of its tries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from xdeploy.accuracy import right
+from xdeploy.handover import CompressionPlan, RelevanceMap
+from xdeploy.recipe import Recipe
+from xdeploy.request import Progress
+from xdeploy.target import Target
+
+if TYPE_CHECKING:
+    from xdeploy.model.source import SourceModel
+
+SEARCH_SAMPLES = 2000  # validation samples used while searching a plan
+
+
+def decide(
+    source: SourceModel, recipe: Recipe, relevance: RelevanceMap, targets: Sequence[Target], progress: Progress
+) -> CompressionPlan:
+    """Choose channels, densities and weight formats.
+
+    Args:
+        source: network and data.
+        recipe: all options.
+        relevance: scores of the source's network.
+        targets: that budgets of RAM and instructions are about.
+        progress: told about the search.
+
+    Raises:
+        PlanError: no plan meets the budgets.
+    """
+    from xdeploy.compress.apply import Memory
+    from xdeploy.compress.fakequant import FakeQuantModule
+    from xdeploy.compressing import apply_plan, rescorer
+    from xdeploy.model.torchmodule import NetworkModule
+    from xdeploy.plan.allocate import allocate
+    from xdeploy.trial import device_of
+
+    s, o = source, recipe
+    before = right(NetworkModule(s.network), s.validation_batches(250, limit=SEARCH_SAMPLES))
+    memory = Memory(s.network)
+
+    def evaluate(plan: CompressionPlan) -> float:
+        """Accuracy in percent, less one standard error of its (paired) difference from the float network's."""
+        module = FakeQuantModule(apply_plan(s, o, relevance, plan, progress, memory, search=True))
+        after = right(module, s.validation_batches(250, limit=SEARCH_SAMPLES))
+        return 100.0 * float(after.mean() - (after != before).mean() ** 0.5 / len(after) ** 0.5)
+
+    return allocate(
+        s.network, relevance, o.plan, evaluate, 100.0 * float(before.mean()), progress,
+        o.compress.codebook_weighting, rescore=rescorer(s, o), device=device_of(s, o, targets, progress),
+    )  # fmt: skip
