@@ -39,8 +39,13 @@ ctypes.CDLL(None).pthread_mutex_lock(lock)
 """
 
 
+# as from a terminal, also where the tests run under nohup or behind `&`, which ignore signals in all that they start
+LISTENING = ["env", "--default-signal=INT,HUP,TERM"]
+
+
 def start(text: str) -> subprocess.Popen[str]:
-    child = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [*LISTENING, sys.executable, "-c", text]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
     time.sleep(0.5)  # into the call that does not come back: before it, Python itself would raise KeyboardInterrupt
@@ -100,7 +105,11 @@ def interrupted(words: list[str], when: str, folder: Path, delay: float = 0.5) -
         exit code, seconds until the end, what it said, and processes that it had then.
     """
     child = subprocess.Popen(
-        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(folder)
+        [*LISTENING, *command(*words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(folder),
     )
     said = []
     assert child.stderr is not None
