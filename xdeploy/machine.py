@@ -16,7 +16,7 @@ from xdeploy.doctor import Check
 _LIMIT = 300.0  # seconds that a program may take to answer: on a busy machine it only loads for a minute
 _GIB = 1024**3
 _LEAST_MEMORY, _LEAST_DISK = 2 * _GIB, 2 * _GIB
-_LLVM = ("x86-64", "arm", "thumb", "aarch64")  # what the targets are made for
+_LLVM = ("x86_64", "arm", "thumb", "aarch64")  # what the targets are made for
 _ASK_TVM = "import tvm; print(*tvm.get_global_func('target.llvm_get_targets')())"
 # program -> (what for, package of Debian)
 _PROGRAMS = {
