@@ -22,6 +22,7 @@ import pytest
 from tests.bench.conftest import Built
 from tests.bench.sshd import SMALL, SSHD, Board, free_port
 from tests.networks import residual_network
+from tests.signals import LISTENING
 from xdeploy.bench import bench, run_codes
 from xdeploy.bench.runner import RunOptions
 from xdeploy.bench.via import runner_for
@@ -368,7 +369,7 @@ def test_interrupted(board: Board, native: tuple[Artifact, GoldenIo, Target], nu
         "runner.run(GoldenIo.load(folder / 'golden.npz').input_codes)\n"
     )
     command = [sys.executable, "-c", script, str(native[0].folder), board.via, board.ssh(), str(shim)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    process = subprocess.Popen([*LISTENING, *command], stderr=subprocess.PIPE)
     for _ in range(300):
         if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip():
             break

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import LIMIT, command, environment
+from tests.signals import LISTENING
 from xdeploy.process.descendants import descendants
 from xdeploy.process.interrupt import GRACE, MESSAGE
 
@@ -37,10 +38,6 @@ lock = ctypes.create_string_buffer(256)
 ctypes.CDLL(None).pthread_mutex_lock(lock)
 ctypes.CDLL(None).pthread_mutex_lock(lock)
 """
-
-
-# as from a terminal, also where the tests run under nohup or behind `&`, which ignore signals in all that they start
-LISTENING = ["env", "--default-signal=INT,HUP,TERM"]
 
 
 def start(text: str) -> subprocess.Popen[str]:
