@@ -107,6 +107,13 @@ def _weight(w: str, index: int, lanes: int = CHUNK) -> str:
     return f"W[{ramp(f'{w} + {index * lanes}', lanes)}]"
 
 
+def _interleaved(codes: Int8, together: int, depth: int) -> Int8:
+    """(blocks, channels, codes) as (blocks, `depth` codes x groups of `together` channels of `depth` codes)."""
+    blocks, channels, row = codes.shape
+    cut = codes.reshape(blocks, channels // together, together, row // depth, depth)
+    return np.ascontiguousarray(cut.transpose(0, 3, 1, 2, 4)).reshape(blocks, -1)
+
+
 class DotProduct(Product):
     """`sdot` by element: four channels by four codes of one pixel."""
 
@@ -130,9 +137,7 @@ class DotProduct(Product):
 
     def pack(self, codes: Int8) -> Int8:
         """(4 codes) x (quads) x (4 channels of 4 codes)."""
-        blocks, channels, row = codes.shape
-        cut = codes.reshape(blocks, channels // 4, 4, row // 4, 4)
-        return np.ascontiguousarray(cut.transpose(0, 3, 1, 2, 4)).reshape(blocks, -1)
+        return _interleaved(codes, 4, 4)
 
     def start(self, bias: Int32) -> Int32:
         """The bias."""
@@ -198,9 +203,7 @@ class MatrixProduct(Product):
 
     def pack(self, codes: Int8) -> Int8:
         """(8 codes) x (pairs of channels) x (2 channels of 8 codes)."""
-        blocks, channels, row = codes.shape
-        cut = codes.reshape(blocks, channels // 2, 2, row // 8, 8)
-        return np.ascontiguousarray(cut.transpose(0, 3, 1, 2, 4)).reshape(blocks, -1)
+        return _interleaved(codes, 2, 8)
 
     def start(self, bias: Int32) -> Int32:
         """Two channels, once for each of two pixels."""

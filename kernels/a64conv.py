@@ -23,10 +23,10 @@ from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
 from .a64 import CHUNK, PRODUCTS, QUAD, Product, ramp
-from .a64copy import copy_cost, copy_image, image_bytes, row_bytes
+from .a64copy import Copying, copy_cost, copy_image, opened, row_bytes
 from .a64out import Stage
 from .conv import Shape
-from .snippets import Source, channel_consts
+from .snippets import channel_consts
 
 _ROLLED = 4  # chunks of a run: more become a loop
 _FLAT = 200  # multiplications: windows of fewer are written out whole
@@ -126,7 +126,7 @@ def _tiling(product: Product, shape: Shape, runs: Runs, residual: bool) -> Tilin
 
 
 @dataclass(frozen=True, slots=True)
-class DirectRow:
+class DirectRow(Copying):
     """One row: an operation, a feature level, a weight format."""
 
     op: str
@@ -154,16 +154,6 @@ class DirectRow:
         shape = Shape.of(graph, node)
         tiles = self.tiling(shape, has_residual(node)).cost
         return tiles + (copy_cost(shape) if self.copied(shape) else 0.0) + 30
-
-    def workspace(self, graph: LoweredGraph, node: Node) -> int:
-        """The padded image."""
-        shape = Shape.of(graph, node)
-        return image_bytes(shape) if self.copied(shape) else 0
-
-    def in_place(self, graph: LoweredGraph, node: Node) -> bool:
-        """Where the input is copied first, its memory is free."""
-        fits = graph.tensors[node.output].size <= graph.tensors[node.inputs[0]].size
-        return fits and self.copied(Shape.of(graph, node))
 
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
         """Weights by blocks in the order they are read; bias as accumulators begin; half the multipliers."""
@@ -205,15 +195,7 @@ class _Writer:
         self.copied = row.copied(self.shape)
         self.runs, self.tiling = Runs.of(self.shape, self.copied), row.tiling(self.shape, has_residual(node))
         self.parts = _parts(self.product, self.runs.codes)
-        self.source = s = Source()
-        s.input(0, "X")
-        s.const("W", "weights", "int8")
-        s.const("B", "bias", "int32")
-        s.const("M", "multiplier", "int32")
-        s.output("Y")
-        if self.copied:
-            s.workspace("P", "int8")
-            s.integer("in_zero", node.attrs["in_zero"])
+        self.source = s = opened(node, self.copied)
         self.counts: set[str] = set()
         s.integer("nothing", 0)
         self.stage = Stage(s, node)

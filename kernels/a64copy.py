@@ -5,6 +5,10 @@ Every window is then a few contiguous runs that need no tests, and reading a lit
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
+from xdeploy.lir.graph import LoweredGraph, Node
+
 from .a64 import CHUNK, ramp
 from .conv import Shape
 from .snippets import Source
@@ -27,6 +31,40 @@ def image_bytes(shape: Shape) -> int:
 def copy_cost(shape: Shape) -> float:
     """Instructions of copying and padding."""
     return image_bytes(shape) * 2 / CHUNK * 0.9 + shape.height * 14 + 20
+
+
+class Copying(ABC):
+    """What rows have in common that copy the image where its layout asks for it."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def copied(self, shape: Shape) -> bool:
+        """Whether the image is copied."""
+
+    def workspace(self, graph: LoweredGraph, node: Node) -> int:
+        """The padded image."""
+        shape = Shape.of(graph, node)
+        return image_bytes(shape) if self.copied(shape) else 0
+
+    def in_place(self, graph: LoweredGraph, node: Node) -> bool:
+        """Where the input is copied first, its memory is free."""
+        fits = graph.tensors[node.output].size <= graph.tensors[node.inputs[0]].size
+        return fits and self.copied(Shape.of(graph, node))
+
+
+def opened(node: Node, copied: bool) -> Source:
+    """A function with input X, weights W, bias B, multipliers M and output Y; with a copy also P and in_zero."""
+    s = Source()
+    s.input(0, "X")
+    s.const("W", "weights", "int8")
+    s.const("B", "bias", "int32")
+    s.const("M", "multiplier", "int32")
+    s.output("Y")
+    if copied:
+        s.workspace("P", "int8")
+        s.integer("in_zero", node.attrs["in_zero"])
+    return s
 
 
 def copy_image(s: Source, shape: Shape) -> None:

@@ -21,10 +21,10 @@ from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
 from .a64 import CHUNK, QUAD, acc, neon, ramp, shuffle
-from .a64copy import copy_cost, copy_image, image_bytes, row_bytes
+from .a64copy import Copying, copy_cost, copy_image, opened, row_bytes
 from .a64out import Stage
 from .conv import Shape, is_depthwise
-from .snippets import Source, channel_consts
+from .snippets import channel_consts
 
 _TILE = 3  # vectors along a row at a time
 _INT16 = 255  # sum of |w| up to which products with codes stay inside int16
@@ -72,7 +72,7 @@ def groups_of(taps: Int8) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class DepthwiseRow:
+class DepthwiseRow(Copying):
     """One row: a feature level and a weight format."""
 
     isa: str
@@ -102,16 +102,6 @@ class DepthwiseRow:
         further = bool(lanes.rest) * (1 if lanes.folded else lanes.vectors)
         count = shape.out_height * (lanes.vectors * lanes.blocks + further)
         return count * (each + 20) + (copy_cost(shape) if self.copied(shape) else 0.0)
-
-    def workspace(self, graph: LoweredGraph, node: Node) -> int:
-        """The padded image."""
-        shape = Shape.of(graph, node)
-        return image_bytes(shape) if self.copied(shape) else 0
-
-    def in_place(self, graph: LoweredGraph, node: Node) -> bool:
-        """Where the input is copied first, its memory is free."""
-        fits = graph.tensors[node.output].size <= graph.tensors[node.inputs[0]].size
-        return fits and self.copied(Shape.of(graph, node))
 
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
         """Weights, bias and half the multipliers in vectors of 16 channels."""
@@ -148,15 +138,7 @@ class _Writer:
         self.row, self.shape = row, Shape.of(graph, node)
         self.lanes, self.copied = Lanes.of(self.shape), row.copied(self.shape)
         self.groups = groups_of(_taps(node))
-        self.source = s = Source()
-        s.input(0, "X")
-        s.const("W", "weights", "int8")
-        s.const("B", "bias", "int32")
-        s.const("M", "multiplier", "int32")
-        s.output("Y")
-        if self.copied:
-            s.workspace("P", "int8")
-            s.integer("in_zero", node.attrs["in_zero"])
+        self.source = s = opened(node, self.copied)
         self.stage = Stage(s, node)
         s.local("acc", _TILE * CHUNK)
         self.counts: set[str] = set()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xdeploy import __version__
+from xdeploy.cpu import cpu_name
 
 _PACKAGES = ("numpy", "torch", "onnx", "onnxruntime", "scipy", "apache-tvm", "ziglang", "unicorn", "captum")
 _SECONDS = 5.0  # that git may take
@@ -22,8 +23,6 @@ def environment() -> dict[str, Any]:
         `cpu` and `cores` of this machine, `system`, `python`, `xdeploy`, `packages` (name -> version, of those that
         are installed), `commit` of the checkout that xdeploy is run from ("-dirty" if files differ), or None.
     """
-    from xdeploy.bench.host import cpu_name
-
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),

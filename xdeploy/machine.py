@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from xdeploy.caches import cache_root, own_cache
+from xdeploy.cpu import cpu_flags
 from xdeploy.doctor import Check
 
 _LIMIT = 300.0  # seconds that a program may take to answer: on a busy machine it only loads for a minute
@@ -72,20 +74,14 @@ def programs() -> list[Check]:
 
 def places() -> list[Check]:
     """The folders that are written into."""
-    zig = os.environ.get("ZIG_GLOBAL_CACHE_DIR") or str(_cache_root() / "zig")
-    own = os.environ.get("XDEPLOY_CACHE") or str(_cache_root() / "xdeploy")
+    zig = os.environ.get("ZIG_GLOBAL_CACHE_DIR") or str(cache_root() / "zig")
     return [
         _writable(
-            "measured kernels", Path(own), "kept figures; without them they are measured again", "XDEPLOY_CACHE", True
+            "measured kernels", own_cache(), "kept figures; without them they are measured again", "XDEPLOY_CACHE", True
         ),
         _writable("compiler's cache", Path(zig), "compiling", "ZIG_GLOBAL_CACHE_DIR", False),
         _writable("temporary files", Path(tempfile.gettempdir()), "compiling", "TMPDIR", False),
     ]
-
-
-def _cache_root() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
 
 
 def _writable(name: str, folder: Path, use: str, variable: str, optional: bool) -> Check:
@@ -112,7 +108,7 @@ def hardware() -> list[Check]:
         rows.append(
             Check("memory", not problem, f"{free / _GIB:.1f} GiB free", "scoring and compiling", mend, True, problem)
         )
-    for name, folder in (("disk here", Path.cwd()), ("disk of the caches", _cache_root())):
+    for name, folder in (("disk here", Path.cwd()), ("disk of the caches", cache_root())):
         there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         room = shutil.disk_usage(there).free
         problem = "" if room >= _LEAST_DISK else f"{room / _GIB:.1f} GiB free, a build wants {_LEAST_DISK // _GIB}"
@@ -122,19 +118,10 @@ def hardware() -> list[Check]:
 
 
 def _feature(flag: str, use: str, needed: bool) -> Check:
-    there = flag in _flags()
+    there = flag in cpu_flags()
     found = f"enables {use}"
     mend = "build for other targets, with bench.accuracy = false" if needed else "nothing: it is done in float32"
     return Check(f"processor: {flag}", there, found, use, mend, True, "this processor has it not")
-
-
-def _flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return set()
-    line = next((x for x in text.splitlines() if x.startswith("flags")), "")
-    return set(line.partition(":")[2].split())
 
 
 def _free_memory() -> int | None:

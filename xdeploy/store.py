@@ -25,7 +25,8 @@ from xdeploy.files import sha256, storage_error, sweep_parts, sync_folder, write
 from xdeploy.process.lock import locked, sweep_scratch
 
 _SCHEMA = "xdeploy.run/1"
-_NEXT, _LOCK, _JOURNAL, _OLD = "unfinished", ".lock", ".commit", ".replaced"
+UNFINISHED = "unfinished"  # below the output: where a run works that will replace a finished one
+_LOCK, _JOURNAL, _OLD = ".lock", ".commit", ".replaced"
 Row = Mapping[str, Any]
 
 
@@ -133,7 +134,7 @@ class Store:
         """
         if self.folder != self.output or not self.record.get("finished"):
             return
-        aside = self.output / _NEXT
+        aside = self.output / UNFINISHED
         aside.mkdir(exist_ok=True)
         request, known = self.record["request"], _read(aside)
         known["request"] = request
@@ -152,7 +153,7 @@ class Store:
             self.record["finished"] = True
             self._write()
         if self.folder == self.output:
-            shutil.rmtree(self.output / _NEXT, ignore_errors=True)  # of a run that was given up
+            shutil.rmtree(self.output / UNFINISHED, ignore_errors=True)  # of a run that was given up
             return
         _sweep(self.folder)
         before = _read(self.output)
@@ -170,7 +171,7 @@ class Store:
 
 def settle(output: Path) -> None:
     """Finish a move that was cut off, and clear away what a killed run left; the folder's lock must be held."""
-    journal, aside = output / _JOURNAL, output / _NEXT
+    journal, aside = output / _JOURNAL, output / UNFINISHED
     if journal.exists():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             for name in json.loads(journal.read_text(encoding="utf-8"))["names"]:

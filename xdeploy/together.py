@@ -15,7 +15,7 @@ from xdeploy import pipeline
 from xdeploy.process.lock import scratch_folder
 from xdeploy.request import Progress, Request, Silent, is_kept
 from xdeploy.stages import STAGES
-from xdeploy.store import Store
+from xdeploy.store import UNFINISHED, Store
 from xdeploy.target import resolve_targets
 
 _SHARED = "compress"  # the last stage in which ranks have something to share
@@ -66,6 +66,6 @@ def _copy(source: Path, folder: Path) -> None:
     for path in source.iterdir():
         if path.is_file() and not path.name.startswith("."):
             shutil.copy2(path, folder / path.name)
-    aside = source / "unfinished"
+    aside = source / UNFINISHED
     if aside.is_dir():
-        shutil.copytree(aside, folder / "unfinished")
+        shutil.copytree(aside, folder / UNFINISHED)

@@ -110,7 +110,7 @@ def test_what_fails_to_run_is_told():
 
 
 def test_a_processor_without_avx2_and_little_memory(monkeypatch):
-    monkeypatch.setattr(machine, "_flags", lambda: {"sse2"})
+    monkeypatch.setattr(machine, "cpu_flags", lambda: {"sse2"})
     monkeypatch.setattr(machine, "_free_memory", lambda: 1 << 28)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     rows = {r.name: r for r in machine.hardware()}

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from xdeploy import __version__
 from xdeploy.bench.classes import grouped
 from xdeploy.bench.disasm import decoder
-from xdeploy.bench.host import HostRunner, cpu_name
+from xdeploy.bench.host import HostRunner
 from xdeploy.bench.model import Cycles, call_mixes, cycles, energy_per_cycle, instruction_mix, significant
 from xdeploy.bench.model import quantities as cycle_quantities
 from xdeploy.bench.proxy import LABEL, layer_energy
 from xdeploy.bench.runner import Image, Ran, RunOptions, Tell, silent
 from xdeploy.bench.via import runner_for
+from xdeploy.cpu import cpu_name
 from xdeploy.errors import DeviceError, ToolchainError, TransportError
 from xdeploy.formats import Int8
 from xdeploy.handover import Artifact, GoldenIo, LayerCount, Measurement, quantity

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.bench.runner import Image, Layers, Memory, Ran, Tell, Tells, silent
+from xdeploy.cpu import cpu_flags, cpu_name
 from xdeploy.errors import DeviceError
 from xdeploy.formats import Int8
 from xdeploy.handover import Artifact
@@ -57,8 +58,8 @@ class HostRunner:
         machine = {"AMD64": "x86_64"}.get(platform.machine(), platform.machine())
         if manifest.get("machine", machine) != machine:
             return f"the library is for {manifest['machine']}, this machine is {machine}"
-        lacking = sorted(_needed(str(manifest["isa"])) - _cpu_flags())
-        return f"this CPU lacks {', '.join(lacking)}" if lacking and _cpu_flags() else None
+        lacking = sorted(_needed(str(manifest["isa"])) - cpu_flags())
+        return f"this CPU lacks {', '.join(lacking)}" if lacking and cpu_flags() else None
 
     def run(self, codes: Int8, tell: Tell = silent) -> Ran:
         """Run all inputs; instructions are not counted here."""
@@ -202,20 +203,3 @@ def aligned(size: int, align: int) -> Int8:
 
 def _needed(isa: str) -> set[str]:
     return {flag for name, flags in _FLAGS.items() if name in isa for flag in flags}
-
-
-def _cpu_flags() -> set[str]:
-    return set(_cpuinfo("flags").split())
-
-
-def cpu_name() -> str:
-    """The model name the machine gives."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def _cpuinfo(key: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((v.strip() for k, _, v in (line.partition(":") for line in lines) if k.strip() == key), "")

@@ -97,13 +97,13 @@ def _recipes(args: argparse.Namespace) -> dict[str, Recipe]:
 
 def _refuse_threads(args: argparse.Namespace, path: Path | None) -> None:
     """All trials have one number of threads, that of the flag; a file that says otherwise is told, not overruled."""
-    import tomllib
+    from xdeploy.files import read_toml
 
     told = [x for x in args.set if x.partition("=")[0].strip() == "threads"]
     if path is not None and path.is_file():
         try:
-            told += [f"{path}: threads"] if "threads" in tomllib.loads(path.read_text(encoding="utf-8")) else []
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+            told += [f"{path}: threads"] if "threads" in read_toml(path.read_text(encoding="utf-8")) else []
+        except ValueError:
             return  # reading the recipe tells what is wrong with it
     if told:
         raise UsageError(f"{told[0]}: the trials of a sweep share their number of threads", hint="give --threads N")

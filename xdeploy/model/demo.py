@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from xdeploy.caches import cache_root
 from xdeploy.errors import ToolchainError
 from xdeploy.files import replacing
 from xdeploy.model import zoo
@@ -48,8 +48,7 @@ def demo_data() -> DataSet:
 
 def cache_folder() -> Path:
     """$XDG_CACHE_HOME/xdeploy, or ~/.cache/xdeploy."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root and Path(root).is_absolute() else Path.home() / ".cache") / "xdeploy"
+    return cache_root() / "xdeploy"
 
 
 def demo_source(

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
+from xdeploy.caches import own_cache
 from xdeploy.files import write_json
 from xdeploy.store import digest
 from xdeploy.tune.jobs import Figures
@@ -19,12 +19,7 @@ SCHEMA = "xdeploy.tuned/1"
 
 def cache_folder() -> Path:
     """$XDEPLOY_CACHE, else xdeploy in $XDG_CACHE_HOME, else ~/.cache/xdeploy; figures lie in `tune` below it."""
-    own = os.environ.get("XDEPLOY_CACHE")
-    if own:
-        return Path(own) / "tune"
-    base = os.environ.get("XDG_CACHE_HOME")  # to be ignored where it is not absolute, by its specification
-    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return root / "xdeploy" / "tune"
+    return own_cache() / "tune"
 
 
 class Cache:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import xdeploy
-from xdeploy.bench.host import cpu_name
 from xdeploy.bench.qemu import version as qemu_version
 from xdeploy.builder.zig import tool_versions
+from xdeploy.cpu import cpu_name
 from xdeploy.kernel import Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.memory import Storage
