@@ -1,101 +1,22 @@
 """AArch64's ways of multiplying codes with weights, as TVMScript: NEON of Armv8.0, dot product, int8 matrices.
 
-One class per feature level. Each says how the weights of four output channels lie in memory, how 16 (or, at the end of
-a run, fewer) codes of a few pixels meet them, and how accumulators become the four sums of a pixel. Accumulators start
-with the bias, so sums need nothing more. All levels compute the same int32 sums.
+One class per feature level; four output channels are a group.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-
 import numpy as np
 
 from xdeploy.formats import Int8, Int32
+from xdeploy.lir.graph import Node
+from xdeploy.lir.ops import has_residual
 
+from .a64out import QUAD, Stage, neon
+from .product import CHUNK, Bind, Codes, Product
 from .snippets import Source
+from .vectors import as_type, half, ramp, shuffle
 
-CHUNK = 16  # codes in a vector
-QUAD = 4  # output channels that one requantised vector holds
-Codes = Callable[[int, int, int], str]
-Bind = Callable[[str], str]  # gives an expression a name
 LOADS = 0.55  # instructions per vector that is loaded in sequence: mostly in pairs
-
-
-def ramp(start: str, lanes: int) -> str:
-    """Index of `lanes` elements from `start`."""
-    return f"T.ramp({start}, 1, {lanes})"
-
-
-def neon(result: str, name: str, *arguments: str) -> str:
-    """Call of an LLVM intrinsic of AArch64's vectors."""
-    return f'T.call_llvm_pure_intrin("{result}", "llvm.aarch64.neon.{name}", {", ".join(arguments)})'
-
-
-def shuffle(vectors: Sequence[str], lanes: Sequence[int]) -> str:
-    """A vector of some lanes of one or two others."""
-    return f"T.Shuffle([{', '.join(vectors)}], {list(lanes)})"
-
-
-def as_type(dtype: str, value: str) -> str:
-    """The same bits as another type."""
-    return f'T.reinterpret("{dtype}", {value})'
-
-
-class Product(ABC):
-    """One feature level's multiplication. P pixels and V quads of channels are in registers at a time."""
-
-    isa: str
-    unit: int  # codes of one channel that stand together in the packed weights
-    vectors: int  # accumulators per pixel and quad; a pair of pixels counts as two
-    exact: tuple[int, ...]  # codes at the end of a run that can be read without reading on
-
-    def rounded(self, codes: int) -> int:
-        """Codes at the end of a run, padded to what this level multiplies."""
-        return -(-codes // self.unit) * self.unit
-
-    @abstractmethod
-    def fits(self, pixels: int, quads: int, free: int) -> bool:
-        """Whether a tile stays in so many registers."""
-
-    @abstractmethod
-    def accumulators(self, pixels: int, quads: int) -> int:
-        """Vectors of int32x4 that a tile needs."""
-
-    @abstractmethod
-    def cost(self, pixels: int, quads: int, codes: int) -> float:
-        """Instructions that multiply `codes` codes, rounded, of every pixel with the weights of every quad."""
-
-    @abstractmethod
-    def sum_cost(self) -> float:
-        """Instructions per pixel and quad from accumulators to sums."""
-
-    @abstractmethod
-    def pack(self, codes: Int8) -> Int8:
-        """The weights (blocks, 4 V channels, rounded codes of one part) in the order they are read, per block."""
-
-    @abstractmethod
-    def start(self, bias: Int32) -> Int32:
-        """What accumulators of one pixel begin with: bias (channels, a multiple of 4) -> (vectors, 4)."""
-
-    @abstractmethod
-    def clear(self, s: Source, pixels: int, quads: int, at: str) -> None:
-        """Set the accumulators; `at` is the first channel's index into the bias."""
-
-    @abstractmethod
-    def multiply(
-        self, s: Source, bind: Bind, pixels: int, quads: int, codes: int, x: Codes, w: str, slack: bool
-    ) -> None:
-        """Add the products of `codes` codes.
-
-        bind(expression) is its name. x(pixel, offset, lanes) is a vector of codes, `w` the index of the weights; with
-        `slack` a whole vector may be read where fewer codes are left.
-        """
-
-    @abstractmethod
-    def sum(self, pixel: int, quad: int, quads: int) -> str:
-        """int32x4 of a pixel's sums for a quad of channels."""
 
 
 def acc(index: int) -> str:
@@ -114,7 +35,29 @@ def _interleaved(codes: Int8, together: int, depth: int) -> Int8:
     return np.ascontiguousarray(cut.transpose(0, 3, 1, 2, 4)).reshape(blocks, -1)
 
 
-class DotProduct(Product):
+class _Neon(Product):
+    """Groups of four channels, codes read as they are, the output stage of a64out."""
+
+    lanes, dtype, chunk = QUAD, "int8", CHUNK
+
+    def registers(self, node: Node) -> int:
+        """Of 32; a residual's factors and bounds stay in registers."""
+        return 26 if has_residual(node) else 31
+
+    def after(self, node: Node) -> float:
+        """Instructions of the output stage for a group."""
+        return 9.0 if has_residual(node) else 3.6
+
+    def stage(self, source: Source, node: Node) -> Stage:
+        """The output stage."""
+        return Stage(source, node)
+
+    def multipliers(self, multiplier: Int32) -> Int32:
+        """Half of them, as `sqrdmulh` doubles."""
+        return multiplier >> 1
+
+
+class DotProduct(_Neon):
     """`sdot` by element: four channels by four codes of one pixel."""
 
     isa, unit, vectors, exact = "dotprod", 4, 1, (0, 4, 8, 12)
@@ -178,7 +121,7 @@ class DotProduct(Product):
         return acc(pixel * quads + quad)
 
 
-class MatrixProduct(Product):
+class MatrixProduct(_Neon):
     """`smmla`: two pixels by two channels, eight codes deep."""
 
     isa, unit, vectors, exact = "i8mm", 8, 2, (0, 8)
@@ -240,7 +183,7 @@ class MatrixProduct(Product):
         return shuffle([acc(first), acc(first + 1)], [2 * half, 2 * half + 1, 4 + 2 * half, 5 + 2 * half])
 
 
-class LongProduct(Product):
+class LongProduct(_Neon):
     """Armv8.0: `smull`, `smlal2` and `sadalp` for 16 codes of a pixel and a channel; no weight may be -128."""
 
     isa, unit, vectors, exact = "neon", 8, 4, (0, 8)
@@ -286,7 +229,7 @@ class LongProduct(Product):
             for p in range(pixels):
                 a = acc(p * quads * 4 + c)
                 halves = [
-                    neon("int16x8", "smull.v8i16", _half(weight, h, codes), _half(x(p, 0, codes), h, codes))
+                    neon("int16x8", "smull.v8i16", _part(weight, h, codes), _part(x(p, 0, codes), h, codes))
                     for h in range(codes // 8)
                 ]
                 s(f"{a} = {a} + {neon('int32x4', 'saddlp.v4i32.v8i16', ' + '.join(halves))}")
@@ -301,8 +244,8 @@ class LongProduct(Product):
         return add(add(acc(first), acc(first + 1)), add(acc(first + 2), acc(first + 3)))
 
 
-def _half(value: str, half: int, lanes: int) -> str:
-    return value if lanes == 8 else shuffle([value], range(8 * half, 8 * half + 8))
+def _part(value: str, index: int, lanes: int) -> str:
+    return value if lanes == 8 else half(value, index, lanes)
 
 
 PRODUCTS: tuple[Product, ...] = (LongProduct(), DotProduct(), MatrixProduct())

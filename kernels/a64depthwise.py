@@ -20,11 +20,13 @@ from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
-from .a64 import CHUNK, QUAD, acc, neon, ramp, shuffle
-from .a64copy import Copying, copy_cost, copy_image, opened, row_bytes
-from .a64out import Stage
+from .a64 import acc
+from .a64out import QUAD, Stage, neon
 from .conv import Shape, is_depthwise
+from .imagecopy import Copying, copy_cost, copy_image, opened, row_codes
+from .product import CHUNK
 from .snippets import channel_consts
+from .vectors import ramp, shuffle
 
 _TILE = 3  # vectors along a row at a time
 _INT16 = 255  # sum of |w| up to which products with codes stay inside int16
@@ -177,7 +179,7 @@ class _Writer:
 
     def _tile(self, o: str, x: str, count: int, codes: int) -> None:
         (shape, lanes), kw = (self.shape, self.lanes), self.shape.kernel[1]
-        base = f"y * {shape.stride[0] * row_bytes(shape, self.copied)} + {x} * {lanes.step} + {o} * {CHUNK}"
+        base = f"y * {shape.stride[0] * row_codes(shape, self.copied)} + {x} * {lanes.step} + {o} * {CHUNK}"
         tap = shape.dilation[1] * shape.channels
         if self.row.isa != "dotprod":
             for v in range(count):
@@ -202,7 +204,7 @@ class _Writer:
 
     def _load(self, at: str, row: int) -> str:
         view = "P" if self.copied else "X"
-        step = self.shape.dilation[0] * row_bytes(self.shape, self.copied)
+        step = self.shape.dilation[0] * row_codes(self.shape, self.copied)
         return f"{view}[{ramp(f'{at} + {row * step}', CHUNK)}]"
 
     def _column(self, at: str, o: str, uses: Sequence[tuple[int, int]]) -> None:

@@ -7,53 +7,26 @@ upper half of each lane followed by a narrowing shift where it is 16 or more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from .outstage import OutStage
+from .vectors import as_type, ramp, shuffle
 
-from xdeploy.lir.graph import Node
-from xdeploy.lir.ops import has_residual
-
-from .a64 import QUAD, as_type, neon, ramp, shuffle
-from .snippets import Source
-
+QUAD = 4  # output channels that one requantised vector holds
 _EIGHT = range(8)
 
 
-def stage_cost(node: Node, channels: int) -> float:
-    """Instructions for one pixel's `channels` channels, their sums given."""
-    quads = -(-channels // QUAD)
-    return quads * (8.5 if has_residual(node) else 3.3) + 3
+def neon(result: str, name: str, *arguments: str) -> str:
+    """Call of an LLVM intrinsic of AArch64's vectors."""
+    return f'T.call_llvm_pure_intrin("{result}", "llvm.aarch64.neon.{name}", {", ".join(arguments)})'
 
 
-class Stage:
-    """Writes the output stage; declares its scalars on `source`. M holds half the multipliers."""
+class Stage(OutStage):
+    """Groups of four channels; M holds half the multipliers."""
 
-    def __init__(self, source: Source, node: Node) -> None:
-        self.s, self.a, a = source, node.attrs, node.attrs
-        self.residual, self._count = has_residual(node), 0
-        if not self.residual:
-            source.integer("out_zero", a["out_zero"])
-            return
-        source.input(1, "R")
-        # the zero point leaves the clamp and enters the constant, modulo 2^32 as in the register
-        constant = (a["add_const"] + a["out_zero"] * a["add_a"] + (1 << 31)) % (1 << 32) - (1 << 31)
-        source.integer("low", a["low"] - a["out_zero"])
-        source.integer("high", a["high"] - a["out_zero"])
-        for name, value in (("add_a", a["add_a"]), ("add_b", a["add_b"]), ("add_const", constant)):
-            source.integer(name, value)
-
-    def __call__(self, sums: Sequence[str], multipliers: Sequence[str], at: str, channels: int) -> None:
-        """Write `channels` codes (1 to 16) at `at`: one sum and one half multiplier per quad of channels."""
+    def codes(self, sums: list[str], multipliers: list[str], at: str, channels: int) -> str:
+        """Requantised, narrowed in two steps."""
         scaled = [self.bind(self._scaled(v, m)) for v, m in zip(sums, multipliers, strict=True)]
         eights = self._added(scaled, at, channels) if self.residual else self._plain(scaled)
-        prefix = "add_" if self.residual else ""
-        low, high = self.a[f"{prefix}low"], self.a[f"{prefix}high"]
-        self._store(self._clamped(eights, low, high), at, channels)
-
-    def bind(self, value: str) -> str:
-        """A name for a value; no name is used twice."""
-        self._count += 1
-        self.s(f"v{self._count} = {value}")
-        return f"v{self._count}"
+        return eights[0] if len(eights) == 1 else shuffle(eights, range(16))
 
     def _scaled(self, value: str, multiplier: str) -> str:
         if self.a["shift"]:
@@ -104,23 +77,3 @@ class Stage:
                 parts = [wide] if lanes == 4 else [shuffle([wide], range(k, k + 4)) for k in range(0, lanes, 4)]
                 quads += [self.bind(f'T.cast({part}, "int32x4")') for part in parts]
         return quads
-
-    def _clamped(self, eights: list[str], low: int, high: int) -> str:
-        """int8x8 or int8x16 within the bounds that saturation does not give already."""
-        lanes = 8 * len(eights)
-        value = eights[0] if lanes == 8 else shuffle(eights, range(16))
-        if high < 127:
-            value = f"T.min({value}, T.broadcast(T.int8({high}), {lanes}))"
-        if low > -128:
-            value = f"T.max({value}, T.broadcast(T.int8({low}), {lanes}))"
-        return self.bind(value)
-
-    def _store(self, value: str, at: str, channels: int) -> None:
-        start = 0
-        lanes = 16 if channels > 8 else 8
-        for size in (16, 8, 4, 2, 1):
-            while channels - start >= size:
-                part = value if size == lanes else shuffle([value], range(start, start + size))
-                index = ramp(f"{at} + {start}", size) if size > 1 else f"{at} + {start}"
-                self.s(f"Y[{index}] = {part}")
-                start += size

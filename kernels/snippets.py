@@ -31,6 +31,7 @@ class Source:
         self._views: list[str] = []
         self._lines: list[str] = []
         self._depth = 1
+        self._lets = 0
         self._functions: dict[str, str] = {}  # assembly functions that are called: name -> LLVM IR
 
     def _pointer(self, arg: Arg, name: str, dtype: str) -> str:
@@ -71,6 +72,12 @@ class Source:
         """Registers: a local array, to be indexed by constants only."""
         self._views.append(f'{name} = T.alloc_local(({size},), "{dtype}")')
         return name
+
+    def let(self, value: str) -> str:
+        """A name for an int32 expression: indices that are repeated take long to parse."""
+        self._lets += 1
+        self(f"i{self._lets}: T.let[T.int32] = {value}")
+        return f"i{self._lets}"
 
     def __call__(self, *lines: str) -> None:
         """Add lines at the current indentation."""

@@ -274,6 +274,6 @@ def _register(op: str, isa: Isa, name: str, pixels: int) -> None:
 
 for _isa in (_NEON, _AVX2):
     for _name in ("int8", "int4", "c4s8"):
-        _register("conv2d", _isa, _name, _isa.pixels)
-        if (_isa, _name) != (_AVX2, "int8"):  # LLVM's own vectors for the generic row are faster there
+        if (_isa, _name) != (_AVX2, "int8"):  # the direct row is faster there
+            _register("conv2d", _isa, _name, _isa.pixels)
             _register("linear", _isa, _name, 1)

@@ -38,6 +38,13 @@ def transformed(values: NDArray[Any]) -> Int64:
     return u.reshape(len(values), PLACES, -1)
 
 
+def exact(node: Node) -> bool:
+    """Whether four times the accumulator stays inside int32, and U inside int16."""
+    sums = np.abs(node.values.astype(np.int64)).reshape(len(node.values), -1).sum(axis=1)
+    bias = np.abs(channel_consts(node)["bias"].astype(np.int64))
+    return int((sums * 128 + bias).max()) * 4 < INT32_LIMIT and int(np.abs(transformed(node.values)).max()) < 2**15
+
+
 @dataclass(frozen=True, slots=True)
 class WinogradRow:
     """The row of one weight format."""
@@ -50,13 +57,7 @@ class WinogradRow:
             return False
         shape = Shape.of(graph, node)
         plain = (shape.kernel, shape.stride, shape.dilation, shape.groups) == ((3, 3), (1, 1), (1, 1), 1)
-        return plain and shape.channels % 4 == 0 == shape.out_channels % 2 and self._fits(node)
-
-    def _fits(self, node: Node) -> bool:
-        """Whether four times the accumulator stays inside int32, and U inside int16."""
-        sums = np.abs(node.values.astype(np.int64)).reshape(len(node.values), -1).sum(axis=1)
-        bias = np.abs(channel_consts(node)["bias"].astype(np.int64))
-        return int((sums * 128 + bias).max()) * 4 < INT32_LIMIT and int(np.abs(transformed(node.values)).max()) < 2**15
+        return plain and shape.channels % 4 == 0 == shape.out_channels % 2 and exact(node)
 
     def product(self, node: Node) -> Product:
         """The assembly function this node needs."""

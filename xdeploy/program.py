@@ -211,14 +211,16 @@ def choose(graph: LoweredGraph, node: Node, target: Target, form: str = "tuned")
 def applicable(
     graph: LoweredGraph, node: Node, target: Target, form: str = "tuned", extra: bool = False
 ) -> list[Kernel]:
-    """All rows that apply to the node, by estimated cost, then name; with `extra` those that grow the weights too.
+    """All rows that apply to the node, by estimated cost, then name.
+
+    Rows that grow the weights are among firmware's with `extra` only.
 
     Raises:
         UnsupportedError: none applies.
     """
     isas = ("c99",) if form == "portable" else target.features
     rows = [r for r in KERNELS.values() if r.op == node.op and r.isa in isas and r.applies(graph, node, target)]
-    rows = [r for r in rows if extra or "extra_flash" not in r.tags]  # never without being asked for
+    rows = [r for r in rows if extra or not unusual(r, target)]
     if form != "portable":
         rows = [r for r in rows if r.isa != "c99"] or rows  # plain C only where nothing is tuned
     if not rows:
@@ -226,6 +228,11 @@ def applicable(
         told = f"{node.name}: no {form} kernel for {node.op}{weights} on {target.name}"
         raise UnsupportedError(told, hint=_hint(node, isas))
     return sorted(rows, key=lambda r: (r.cost(graph, node, target), r.name))
+
+
+def unusual(row: Kernel, target: Target) -> bool:
+    """Whether a row is never taken without being asked for: it grows the weights where flash is short."""
+    return target.kind == "firmware" and "extra_flash" in row.tags
 
 
 def _hint(node: Node, isas: Sequence[str]) -> str:

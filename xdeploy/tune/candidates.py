@@ -20,7 +20,7 @@ from xdeploy.cpu import cpu_name
 from xdeploy.kernel import Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.memory import Storage
-from xdeploy.program import applicable, choose, function_key
+from xdeploy.program import applicable, choose, function_key, unusual
 from xdeploy.store import digest
 from xdeploy.target import Target
 from xdeploy.tune.jobs import Job
@@ -35,18 +35,17 @@ _VALUES = frozenset((*_ZEROS, *_SCALED, *(f"add_{k}" for k in _SCALED)))
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One row on one node. `parts` are what it adds to the flash and may share with others: key -> bytes."""
+    """One row on one node. `parts` are what it adds to the flash and may share with others: key -> bytes.
+
+    `extra`: formulas leave it out (`program.unusual`).
+    """
 
     row: Kernel
     cost: float  # estimated
     job: Job
     function: str  # key of its code
     parts: Mapping[str, int]  # of its constants, bytes rounded up to the alignment
-
-    @property
-    def extra(self) -> bool:
-        """Whether the row grows the weights, so that formulas leave it out."""
-        return "extra_flash" in self.row.tags
+    extra: bool
 
 
 def candidates(graph: LoweredGraph, target: Target, form: str, effort: str) -> dict[str, list[Candidate]]:
@@ -93,7 +92,14 @@ def _candidate(graph: LoweredGraph, node: Node, row: Kernel, target: Target) -> 
     step = target.align
     parts = {_content(v): -(-v.nbytes // step) * step for v in constants.values()}
     job = Job(key, row.name, node, shapes, code, constants, space)
-    return Candidate(row, float(row.cost(graph, node, target)), job, digest(function_key(row.name, code)), parts)
+    return Candidate(
+        row,
+        float(row.cost(graph, node, target)),
+        job,
+        digest(function_key(row.name, code)),
+        parts,
+        unusual(row, target),
+    )
 
 
 def _shape_of(node: Node) -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,9 @@
-"""Convolution and linear rows for AArch64: windows multiplied where they lie, a tile of pixels by quads of channels.
+"""Convolution and linear rows for vectors: windows multiplied where they lie, a tile of pixels by groups of channels.
 
-The image is copied once into the workspace with its padding around it (not at all where there is none), so a window is
-`kernel height` contiguous runs of codes, for every stride. Weights are packed at build time in the order they are read;
-those of other formats than int8 are expanded then. The tile is chosen per shape by counting instructions.
+The image is copied once into the workspace with its padding around it (not at all where there is none and codes are
+read as they are), so a window is `kernel height` contiguous runs of codes, for every stride. Weights are packed at
+build time in the order they are read; those of other formats than int8 are expanded then. The tile is chosen per shape
+by counting instructions.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
-from .a64 import CHUNK, PRODUCTS, QUAD, Product, ramp
-from .a64copy import Copying, copy_cost, copy_image, opened, row_bytes
-from .a64out import Stage
+from . import a64, x86
 from .conv import Shape
+from .imagecopy import Copying, copy_cost, copy_image, opened, row_codes
+from .product import CHUNK, Product
 from .snippets import channel_consts
+from .vectors import ramp
 
 _ROLLED = 4  # chunks of a run: more become a loop
 _FLAT = 200  # multiplications: windows of fewer are written out whole
-_QUADS = (1, 2, 3, 4, 5, 6, 8)
+_GROUPS = (1, 2, 3, 4, 5, 6, 8)
+PRODUCTS = (*a64.PRODUCTS, *x86.PRODUCTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,13 @@ class Runs:
     rows: int
     columns: int
     codes: int
-    row_step: int  # bytes
+    row_step: int  # codes
     column_step: int
 
     @staticmethod
     def of(shape: Shape, copied: bool) -> Runs:
         """The taps of a row are one run unless they are dilated."""
-        step = shape.dilation[0] * row_bytes(shape, copied)
+        step = shape.dilation[0] * row_codes(shape, copied)
         if shape.dilation[1] > 1 and shape.kernel[1] > 1:
             return Runs(shape.kernel[0], shape.kernel[1], shape.channels, step, shape.dilation[1] * shape.channels)
         return Runs(shape.kernel[0], 1, shape.kernel[1] * shape.channels, step, 0)
@@ -59,9 +62,9 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """`blocks` of `quads` quads of channels, then one of `rest` quads; (pixels, count) along a row for either."""
+    """`blocks` of `groups` groups of channels, then one of `rest` groups; (pixels, count) along a row for either."""
 
-    quads: int
+    groups: int
     blocks: int
     rest: int
     pixels: tuple[tuple[int, int], ...]
@@ -71,30 +74,29 @@ class Tiling:
 
 def _parts(product: Product, codes: int) -> list[int]:
     """Lengths of the pieces of a run that are multiplied at a time."""
-    whole, rest = divmod(codes, CHUNK)
-    return [CHUNK] * whole + ([product.rounded(rest)] if rest else [])
+    whole, rest = divmod(codes, product.chunk)
+    return [product.chunk] * whole + ([product.rounded(rest)] if rest else [])
 
 
-def _window_cost(product: Product, runs: Runs, pixels: int, quads: int) -> float:
+def _window_cost(product: Product, runs: Runs, pixels: int, groups: int) -> float:
     parts = _parts(product, runs.codes)
     overhead = 4.0 + (3.0 * len(parts) if len(parts) > _ROLLED else 0.0)
-    return runs.count * (sum(product.cost(pixels, quads, n) for n in parts) + overhead)
+    return runs.count * (sum(product.cost(pixels, groups, n) for n in parts) + overhead)
 
 
 def _along(
-    product: Product, runs: Runs, width: int, quads: int, residual: bool
+    product: Product, runs: Runs, width: int, groups: int, output: tuple[int, float]
 ) -> tuple[tuple[tuple[int, int], ...], float]:
     """The cheapest tiles along a row of `width` pixels, and their instructions."""
-    after = (9.0 if residual else 3.6) * quads
-    free = 26 if residual else 31  # the residual's factors and bounds stay in registers
+    free, after = output[0], output[1] * groups
 
     def cost(pixels: int) -> float:
-        outputs = pixels * quads * (1.0 + product.vectors * 0.5 + product.sum_cost()) + pixels * after
-        return _window_cost(product, runs, pixels, quads) + outputs + 8
+        outputs = pixels * groups * (1.0 + product.vectors * 0.5 + product.sum_cost()) + pixels * after
+        return _window_cost(product, runs, pixels, groups) + outputs + 8
 
     best: tuple[tuple[tuple[int, int], ...], float] | None = None
     for pixels in range(1, min(width, 12) + 1):
-        if product.fits(pixels, quads, free) or pixels == 1:
+        if product.fits(pixels, groups, free) or pixels == 1:
             whole, rest = divmod(width, pixels)
             tiles = ((pixels, whole),) + (((rest, 1),) if rest else ())
             total = sum(cost(p) * n for p, n in tiles)
@@ -105,23 +107,23 @@ def _along(
 
 
 @cache
-def _tiling(product: Product, shape: Shape, runs: Runs, residual: bool) -> Tiling:
-    """The cheapest tiling of a layer."""
+def _tiling(product: Product, shape: Shape, runs: Runs, output: tuple[int, float]) -> Tiling:
+    """The cheapest tiling of a layer, for an output stage that leaves so many registers and costs so much a group."""
     rows, width = (1, shape.pixels) if shape.pointwise else (shape.out_height, shape.out_width)
-    total = -(-shape.out_channels // QUAD)
+    total = -(-shape.out_channels // product.lanes)
     found: list[Tiling] = []
-    for quads in (q for q in _QUADS if q <= total and product.fits(1, q, 26)):
-        blocks, rest = divmod(total, quads)
-        if not rest and shape.out_channels % QUAD:  # only the last block is not full
-            blocks, rest = blocks - 1, quads
-        tiles, cost = _along(product, runs, width, quads, residual)
+    for groups in (q for q in _GROUPS if q <= total and product.fits(1, q, output[0])):
+        blocks, rest = divmod(total, groups)
+        if not rest and shape.out_channels % product.lanes:  # only the last block is not full
+            blocks, rest = blocks - 1, groups
+        tiles, cost = _along(product, runs, width, groups, output)
         rest_tiles: tuple[tuple[int, int], ...] = ()
         if rest:
-            rest_tiles, more = _along(product, runs, width, rest, residual)
+            rest_tiles, more = _along(product, runs, width, rest, output)
             cost = cost * blocks + more
         else:
             cost *= blocks
-        found.append(Tiling(quads, blocks, rest, tiles, rest_tiles, rows * (cost + 6)))
+        found.append(Tiling(groups, blocks, rest, tiles, rest_tiles, rows * (cost + 6)))
     return min(found, key=lambda t: t.cost)
 
 
@@ -134,40 +136,56 @@ class DirectRow(Copying):
     format: WeightFormat
 
     def applies(self, graph: LoweredGraph, node: Node, target: Target) -> bool:
-        """This format, no groups; with a residual a multiple of four channels; for Armv8.0 no weight of -128."""
+        """This format, no groups; with a residual whole groups of channels; for Armv8.0 no weight of -128."""
         if node.format != self.format or node.attrs.get("groups", 1) != 1:
             return False
-        whole = Shape.of(graph, node).out_channels % QUAD == 0 or not has_residual(node)
+        whole = Shape.of(graph, node).out_channels % self.product.lanes == 0 or not has_residual(node)
         return whole and (self.product.isa != "neon" or int(node.values.min(initial=0)) > -128)
 
-    def copied(self, shape: Shape) -> bool:
-        """Whether the image is copied: for its padding, or since runs end where no vector does."""
-        codes = Runs.of(shape, False).codes
-        return any(shape.pads) or codes % CHUNK not in self.product.exact
+    @property
+    def wide(self) -> bool:
+        """Whether the copy is int16."""
+        return self.product.dtype == "int16"
 
-    def tiling(self, shape: Shape, residual: bool) -> Tiling:
+    def copied(self, shape: Shape) -> bool:
+        """Whether the image is copied: for its padding, as int16, or since runs end where no vector does."""
+        codes = Runs.of(shape, False).codes
+        return self.wide or any(shape.pads) or codes % self.product.chunk not in self.product.exact
+
+    def tiling(self, shape: Shape, node: Node) -> Tiling:
         """The tile for a layer."""
-        return _tiling(self.product, shape, Runs.of(shape, self.copied(shape)), residual)
+        output = (self.product.registers(node), self.product.after(node))
+        return _tiling(self.product, shape, Runs.of(shape, self.copied(shape)), output)
 
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
         """Instructions of the tiling, and copying."""
         shape = Shape.of(graph, node)
-        tiles = self.tiling(shape, has_residual(node)).cost
+        tiles = self.tiling(shape, node).cost
         return tiles + (copy_cost(shape) if self.copied(shape) else 0.0) + 30
 
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
-        """Weights by blocks in the order they are read; bias as accumulators begin; half the multipliers."""
+        """Weights by blocks in the order they are read; bias as accumulators begin; multipliers as the stage wants."""
         shape, consts = Shape.of(graph, node), channel_consts(node)
-        tiling, runs = self.tiling(shape, has_residual(node)), Runs.of(shape, self.copied(shape))
-        total = (tiling.blocks * tiling.quads + tiling.rest) * QUAD
+        tiling, runs = self.tiling(shape, node), Runs.of(shape, self.copied(shape))
+        total = (tiling.blocks * tiling.groups + tiling.rest) * self.product.lanes
         padded = np.zeros((total, runs.count, runs.codes), np.int8)
         padded[: shape.out_channels] = node.values.reshape(shape.out_channels, runs.count, runs.codes)
         table = np.zeros((2, total), np.int32)
-        table[:, : shape.out_channels] = consts["bias"], consts["multiplier"] >> 1
-        cut = tiling.blocks * tiling.quads * QUAD
-        parts = [self._packed(padded[:cut], tiling.quads * QUAD), self._packed(padded[cut:], tiling.rest * QUAD)]
+        table[:, : shape.out_channels] = consts["bias"], self.product.multipliers(consts["multiplier"])
+        order = self._order(tiling)
+        padded, table, cut = padded[order], table[:, order], tiling.blocks * tiling.groups * self.product.lanes
+        wide = (tiling.groups * self.product.lanes, tiling.rest * self.product.lanes)
+        parts = [self._packed(padded[:cut], wide[0]), self._packed(padded[cut:], wide[1])]
         start = self.product.start(np.ascontiguousarray(table[0]))
         return {"weights": np.concatenate(parts), "bias": start, "multiplier": np.ascontiguousarray(table[1])}
+
+    def _order(self, tiling: Tiling) -> list[int]:
+        """The channel at each place of weights and constants."""
+        order: list[int] = []
+        tile = self.product.order(tiling.groups)
+        for _ in range(tiling.blocks):
+            order += [len(order) + place for place in tile]
+        return order + [len(order) + place for place in self.product.order(tiling.rest)]
 
     def _packed(self, codes: NDArray[np.int8], channels: int) -> NDArray[np.int8]:
         """Weights (channels, runs, codes) of whole blocks, one behind the other."""
@@ -193,29 +211,31 @@ class _Writer:
     def __init__(self, row: DirectRow, graph: LoweredGraph, node: Node) -> None:
         self.product, self.shape = row.product, Shape.of(graph, node)
         self.copied = row.copied(self.shape)
-        self.runs, self.tiling = Runs.of(self.shape, self.copied), row.tiling(self.shape, has_residual(node))
+        self.runs, self.tiling = Runs.of(self.shape, self.copied), row.tiling(self.shape, node)
         self.parts = _parts(self.product, self.runs.codes)
-        self.source = s = opened(node, self.copied)
+        self.source = s = opened(node, self.copied, self.product.dtype)
         self.counts: set[str] = set()
         s.integer("nothing", 0)
-        self.stage = Stage(s, node)
-        tiles = [(p, self.tiling.quads) for p, _ in self.tiling.pixels]
+        self.stage = self.product.stage(s, node)
+        tiles = [(p, self.tiling.groups) for p, _ in self.tiling.pixels]
         tiles += [(p, self.tiling.rest) for p, _ in self.tiling.rest_pixels]
-        s.local("acc", 4 * max(self.product.accumulators(*tile) for tile in tiles))
+        s.local("acc", self.product.lanes * max(self.product.accumulators(*tile) for tile in tiles))
 
     def code(self) -> Code:
         """The whole function."""
         s, t = self.source, self.tiling
         if self.copied:
-            copy_image(s, self.shape)
+            copy_image(s, self.shape, self.product.dtype)
         if t.blocks:
             with s.block(f"for o in range({self._count(t.blocks)}):"):
-                self._block("o", t.quads, t.pixels, t.quads * QUAD)
+                self._block("o", t.groups, t.pixels, t.groups * self.product.lanes)
         if t.rest:
-            self._block(str(t.blocks), t.rest, t.rest_pixels, self.shape.out_channels - t.blocks * t.quads * QUAD)
+            self._block(
+                str(t.blocks), t.rest, t.rest_pixels, self.shape.out_channels - t.blocks * t.groups * self.product.lanes
+            )
         return s.code()
 
-    def _block(self, o: str, quads: int, tiles: tuple[tuple[int, int], ...], channels: int) -> None:
+    def _block(self, o: str, groups: int, tiles: tuple[tuple[int, int], ...], channels: int) -> None:
         """All pixels of one block of channels."""
         s, shape = self.source, self.shape
         rows, width = (1, shape.pixels) if shape.pointwise else (shape.out_height, shape.out_width)
@@ -224,8 +244,8 @@ class _Writer:
             for pixels, count in tiles:
                 with s.block(f"for x in range({self._count(count)}):"):
                     column = f"({start} + x * {pixels})"
-                    self._window(pixels, quads, o, column)
-                    self._outputs(pixels, quads, o, f"y * {width} + {column}", channels)
+                    self._window(pixels, groups, o, column)
+                    self._outputs(pixels, groups, o, f"y * {width} + {column}", channels)
                 start += pixels * count
 
     def _count(self, count: int) -> str:
@@ -235,58 +255,61 @@ class _Writer:
             self.counts.add(self.source.integer(name, count))
         return f"T.max({name}, 1)"
 
-    def _outputs(self, pixels: int, quads: int, o: str, pixel: str, channels: int) -> None:
+    def _outputs(self, pixels: int, groups: int, o: str, pixel: str, channels: int) -> None:
         """Requantise and store a tile."""
-        first = self.tiling.quads * QUAD
+        lanes = self.product.lanes
+        first = self.tiling.groups * lanes
         for p in range(pixels):
             for start in range(0, channels, CHUNK):
                 count = min(CHUNK, channels - start)
-                part = range(start // QUAD, (start + count + QUAD - 1) // QUAD)
-                sums = [self.product.sum(p, v, quads) for v in part]
-                multipliers = [f"M[{ramp(f'{o} * {first} + {v * QUAD}', QUAD)}]" for v in part]
-                at = f"({pixel} + {p}) * {self.shape.out_channels} + {o} * {first} + {start}"
+                part = range(start // lanes, -(-(start + count) // lanes))
+                sums = [self.product.sum(p, v, groups) for v in part]
+                multipliers = [f"M[{ramp(f'{o} * {first} + {v * lanes}', lanes)}]" for v in part]
+                at = self.source.let(f"({pixel} + {p}) * {self.shape.out_channels} + {o} * {first} + {start}")
                 self.stage(sums, multipliers, at, count)
 
-    def _window(self, pixels: int, quads: int, o: str, column: str) -> None:
+    def _window(self, pixels: int, groups: int, o: str, column: str) -> None:
         """Multiply the windows of a tile, run by run."""
         s, runs, shape = self.source, self.runs, self.shape
-        first = self.tiling.quads * QUAD
-        self.product.clear(s, pixels, quads, f"{o} * {first}")
-        base = f"y * {shape.stride[0] * row_bytes(shape, self.copied)} + {column} * {shape.stride[1] * shape.channels}"
+        first = self.tiling.groups * self.product.lanes
+        self.product.clear(s, pixels, groups, f"{o} * {first}")
+        base = f"y * {shape.stride[0] * row_codes(shape, self.copied)} + {column} * {shape.stride[1] * shape.channels}"
         weights = f"{o} * {sum(self.parts) * runs.count * first}"
-        step = sum(self.parts) * quads * QUAD  # bytes of weights of one run
-        flat = runs.count * len(self.parts) * self.product.cost(pixels, quads, CHUNK) <= _FLAT
+        step = sum(self.parts) * groups * self.product.lanes  # bytes of weights of one run
+        flat = runs.count * len(self.parts) * self.product.cost(pixels, groups, self.product.chunk) <= _FLAT
         if flat:
             for r in range(runs.count):
                 offset = r // runs.columns * runs.row_step + r % runs.columns * runs.column_step
                 at = f"{base} + {offset}"
                 # x * nothing: or LLVM would load all weights before the loop over pixels, and run out of registers
-                self._run(pixels, quads, at, f"{weights} + x * nothing + {r * step}")
+                self._run(pixels, groups, at, f"{weights} + x * nothing + {r * step}")
             return
         with s.block(f"for ky in range({self._count(runs.rows)}):"):
-            self._columns(pixels, quads, base, weights, step)
+            self._columns(pixels, groups, base, weights, step)
 
-    def _columns(self, pixels: int, quads: int, base: str, weights: str, step: int) -> None:
+    def _columns(self, pixels: int, groups: int, base: str, weights: str, step: int) -> None:
         """The runs of one row of a window."""
         s, runs = self.source, self.runs
         with s.block(f"for kx in range({self._count(runs.columns)}):") if runs.columns > 1 else nullcontext():
             kx = "kx" if runs.columns > 1 else "0"
             at = f"{base} + ky * {runs.row_step} + {kx} * {runs.column_step}"
-            self._run(pixels, quads, at, f"{weights} + (ky * {runs.columns} + {kx}) * {step}")
+            self._run(pixels, groups, at, f"{weights} + (ky * {runs.columns} + {kx}) * {step}")
 
-    def _run(self, pixels: int, quads: int, at: str, weights: str) -> None:
-        s, per_code = self.source, quads * QUAD
-        whole = sum(n == CHUNK for n in self.parts)
+    def _run(self, pixels: int, groups: int, at: str, weights: str) -> None:
+        s, per_code = self.source, groups * self.product.lanes
+        chunk = self.product.chunk
+        whole = sum(n == chunk for n in self.parts)
         rolled = whole > _ROLLED
         if rolled:
             with s.block(f"for j in range({self._count(whole)}):"):
-                self._part(pixels, quads, CHUNK, f"{at} + j * {CHUNK}", f"{weights} + j * {CHUNK * per_code}")
-        start = whole * CHUNK if rolled else 0
+                self._part(pixels, groups, chunk, f"{at} + j * {chunk}", f"{weights} + j * {chunk * per_code}")
+        start = whole * chunk if rolled else 0
         for n in self.parts[whole if rolled else 0 :]:
-            self._part(pixels, quads, n, f"{at} + {start}", f"{weights} + {start * per_code}")
+            self._part(pixels, groups, n, f"{at} + {start}", f"{weights} + {start * per_code}")
             start += n
 
-    def _part(self, pixels: int, quads: int, codes: int, at: str, weights: str) -> None:
+    def _part(self, pixels: int, groups: int, codes: int, at: str, weights: str) -> None:
+        at, weights = self.source.let(at), self.source.let(weights)
         view, step = "P" if self.copied else "X", self.shape.stride[1] * self.shape.channels
 
         bound: dict[tuple[int, int, int], str] = {}
@@ -298,7 +321,7 @@ class _Writer:
                 bound[pixel, offset, lanes] = self.stage.bind(f"{view}[{index}]")
             return bound[pixel, offset, lanes]
 
-        self.product.multiply(self.source, self.stage.bind, pixels, quads, codes, x, weights, self.copied)
+        self.product.multiply(self.source, self.stage.bind, pixels, groups, codes, x, weights, self.copied)
 
 
 def _rows() -> Iterator[tuple[str, Kernel]]:

@@ -1,0 +1,69 @@
+"""From sums to codes by vectors: what the output stages of all vector instruction sets share.
+
+Up to 16 channels of a pixel at a time are requantised, get the residual where there is one, are clamped and stored. The
+zero point is added with saturation in int16, which the clamp to int8 cannot tell from int32.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from xdeploy.lir.graph import Node
+from xdeploy.lir.ops import has_residual
+
+from .snippets import Source
+from .vectors import ramp, shuffle
+
+
+class OutStage(ABC):
+    """Writes the output stage; declares its scalars on `source`."""
+
+    def __init__(self, source: Source, node: Node) -> None:
+        self.s, self.a, a = source, node.attrs, node.attrs
+        self.residual, self._count = has_residual(node), 0
+        if not self.residual:
+            source.integer("out_zero", a["out_zero"])
+            return
+        source.input(1, "R")
+        # the zero point leaves the clamp and enters the constant, modulo 2^32 as in the register
+        constant = (a["add_const"] + a["out_zero"] * a["add_a"] + (1 << 31)) % (1 << 32) - (1 << 31)
+        source.integer("low", a["low"] - a["out_zero"])
+        source.integer("high", a["high"] - a["out_zero"])
+        for name, value in (("add_a", a["add_a"]), ("add_b", a["add_b"]), ("add_const", constant)):
+            source.integer(name, value)
+
+    def __call__(self, sums: Sequence[str], multipliers: Sequence[str], at: str, channels: int) -> None:
+        """Write `channels` codes (1 to 16) at `at`: one sum and one multiplier vector per group of channels."""
+        prefix = "add_" if self.residual else ""
+        low, high = self.a[f"{prefix}low"], self.a[f"{prefix}high"]
+        value = self.codes(list(sums), list(multipliers), at, channels)
+        self._store(self._clamped(value, low, high, 16 if channels > 8 else 8), at, channels)
+
+    @abstractmethod
+    def codes(self, sums: list[str], multipliers: list[str], at: str, channels: int) -> str:
+        """int8x16, or int8x8 of up to eight channels, before bounds that are tighter than int8."""
+
+    def bind(self, value: str) -> str:
+        """A name for a value; no name is used twice."""
+        self._count += 1
+        self.s(f"v{self._count} = {value}")
+        return f"v{self._count}"
+
+    def _clamped(self, value: str, low: int, high: int, lanes: int) -> str:
+        """`value` within the bounds that saturation does not give already."""
+        if high < 127:
+            value = f"T.min({value}, T.broadcast(T.int8({high}), {lanes}))"
+        if low > -128:
+            value = f"T.max({value}, T.broadcast(T.int8({low}), {lanes}))"
+        return self.bind(value)
+
+    def _store(self, value: str, at: str, channels: int) -> None:
+        start = 0
+        lanes = 16 if channels > 8 else 8
+        for size in (16, 8, 4, 2, 1):
+            while channels - start >= size:
+                part = value if size == lanes else shuffle([value], range(start, start + size))
+                index = ramp(f"{at} + {start}", size) if size > 1 else f"{at} + {start}"
+                self.s(f"Y[{index}] = {part}")
+                start += size

@@ -1,0 +1,175 @@
+"""x86-64 with AVX2: pairs of codes times pairs of weights, eight output channels in a vector.
+
+`vpmaddwd` adds two int16 products per lane, exactly. Codes are widened once, when the image is copied; a pair of one
+pixel is broadcast, and meets the weights of eight channels, widened as they are loaded. Two groups of eight channels
+are stored in the order in which packing their results puts them right.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xdeploy.formats import Int8, Int32
+from xdeploy.lir.graph import Node
+from xdeploy.lir.ops import has_residual
+
+from .outstage import OutStage
+from .product import CHUNK, Bind, Codes, Product
+from .snippets import Source
+from .vectors import as_type, half, ramp, shuffle
+
+LANES = 8  # output channels that one requantised vector holds
+_REGISTERS = 16
+_SWAPPED = [0, 1, 2, 3, 8, 9, 10, 11]  # of 16 channels those of the first vector; the others are in the second
+
+
+def avx2(result: str, name: str, *arguments: str) -> str:
+    """Call of an LLVM intrinsic."""
+    return f'T.call_llvm_pure_intrin("{result}", "llvm.{name}", {", ".join(arguments)})'
+
+
+def acc(index: int) -> str:
+    """Accumulator number `index`."""
+    return f"acc[{ramp(str(index * LANES), LANES)}]"
+
+
+class PairProduct(Product):
+    """`vpmaddwd`: a pair of codes of one pixel by eight channels."""
+
+    isa, lanes, dtype, vectors, exact = "x86", LANES, "int16", 1, ()
+    chunk = unit = 2  # more at a time, and LLVM would add products first, and run out of registers
+
+    def order(self, groups: int) -> list[int]:
+        """Two groups share 16 channels, so that the halves of `vpackssdw` come out in order; a last one is alone."""
+        second = [i for i in range(2 * LANES) if i not in _SWAPPED]
+        both = [*_SWAPPED, *second]
+        order = [2 * LANES * g + place for g in range(groups // 2) for place in both]
+        return order + list(range(len(order), groups * LANES))
+
+    def registers(self, node: Node) -> int:
+        """All: the output stage begins when the sums are done."""
+        return _REGISTERS
+
+    def after(self, node: Node) -> float:
+        """Instructions of the output stage for a group."""
+        return 22.0 if has_residual(node) else 12.0
+
+    def stage(self, source: Source, node: Node) -> Stage:
+        """The output stage."""
+        return Stage(source, node)
+
+    def multipliers(self, multiplier: Int32) -> Int32:
+        """As they are."""
+        return multiplier
+
+    def fits(self, pixels: int, groups: int, free: int) -> bool:
+        """Accumulators, the weights of all groups, a pair of codes and its product."""
+        return pixels * groups + groups + 2 <= free
+
+    def accumulators(self, pixels: int, groups: int) -> int:
+        """One for each pixel and group."""
+        return pixels * groups
+
+    def cost(self, pixels: int, groups: int, codes: int) -> float:
+        """For every pair of codes: load weights, broadcast codes, multiply and add."""
+        return codes / 2 * (1.5 * groups + pixels + 2.0 * pixels * groups)
+
+    def sum_cost(self) -> float:
+        """Nothing to do."""
+        return 0.0
+
+    def pack(self, codes: Int8) -> Int8:
+        """(pairs) x (channels of 2 codes)."""
+        blocks, channels, row = codes.shape
+        cut = codes.reshape(blocks, channels, row // 2, 2).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(cut).reshape(blocks, -1)
+
+    def start(self, bias: Int32) -> Int32:
+        """The bias."""
+        return bias.reshape(-1, LANES)
+
+    def clear(self, s: Source, pixels: int, groups: int, at: str) -> None:
+        """A copy of the bias for each pixel."""
+        for v in range(groups):
+            for p in range(pixels):
+                s(f"{acc(p * groups + v)} = B[{ramp(f'{at} + {v * LANES}', LANES)}]")
+
+    def multiply(
+        self, s: Source, bind: Bind, pixels: int, groups: int, codes: int, x: Codes, w: str, slack: bool
+    ) -> None:
+        """Each pixel's pair meets the weights of every group."""
+        weights = [self._weights(bind, w, v) for v in range(groups)]
+        for p in range(pixels):
+            value = bind(as_type("int16x16", f"T.broadcast({as_type('int32', x(p, 0, 2))}, {LANES})"))
+            for v in range(groups):
+                a = acc(p * groups + v)
+                s(f"{a} = {a} + {avx2('int32x8', 'x86.avx2.pmadd.wd', value, weights[v])}")
+
+    def _weights(self, bind: Bind, w: str, index: int) -> str:
+        """Pairs of eight channels, widened."""
+        return bind(f'T.cast(W[{ramp(f"{w} + {index * CHUNK}", CHUNK)}], "int16x16")')
+
+    def sum(self, pixel: int, group: int, groups: int) -> str:
+        """The accumulator."""
+        return acc(pixel * groups + group)
+
+
+class Stage(OutStage):
+    """Groups of eight channels, two at a time in the order of PairProduct; M holds the multipliers."""
+
+    def __init__(self, source: Source, node: Node) -> None:
+        super().__init__(source, node)
+        every = {"upper": "T.broadcast(T.int64(32), 4)", "rounding": "T.broadcast(T.int64(2147483648), 4)"}
+        if self.residual:
+            every |= {
+                f"every_{k}": f"T.broadcast({k}, {LANES})" for k in ("low", "high", "add_a", "add_b", "add_const")
+            }
+        else:
+            every["zero"] = 'T.broadcast(T.cast(out_zero, "int16"), 16)'
+        source(*(f"{name} = {value}" for name, value in every.items()))
+
+    def codes(self, sums: list[str], multipliers: list[str], at: str, channels: int) -> str:
+        """Requantised, narrowed in two steps."""
+        scaled = [self.bind(self._scaled(v, m)) for v, m in zip(sums, multipliers, strict=True)]
+        if self.residual:
+            scaled = self._added(scaled, at)
+        if len(scaled) == 1:
+            parts = [half(scaled[0], i, LANES) for i in (0, 1)]
+            wide, lanes = avx2("int16x8", "x86.sse2.packssdw.128", *parts), 8
+        else:
+            wide, lanes = avx2("int16x16", "x86.avx2.packssdw", *scaled), 16
+        if not self.residual:
+            zero = "zero" if lanes == 16 else half("zero", 0, 16)
+            wide = avx2(f"int16x{lanes}", f"sadd.sat.v{lanes}i16", wide, zero)
+        wide = self.bind(wide)
+        parts = [wide, wide] if lanes == 8 else [half(wide, i, lanes) for i in (0, 1)]
+        narrow = avx2("int8x16", "x86.sse2.packsswb.128", *parts)
+        return shuffle([narrow], range(8)) if lanes == 8 else narrow
+
+    def _scaled(self, value: str, multiplier: str) -> str:
+        """(value * m + 2^31) >> 32: products of even and of odd lanes, whose upper halves are put together."""
+        if self.a["shift"]:
+            value = f"T.shift_left({value}, T.broadcast({self.a['shift']}, {LANES}))"
+        pairs = [self.bind(as_type("int64x4", v)) for v in (value, multiplier)]
+        even = " * ".join(f"T.shift_right(T.shift_left({v}, upper), upper)" for v in pairs)
+        odd = " * ".join(f"T.shift_right({v}, upper)" for v in pairs)
+        products = [as_type("int32x8", f"{v} + rounding") for v in (even, odd)]
+        return shuffle([self.bind(v) for v in products], [1, 9, 3, 11, 5, 13, 7, 15])
+
+    def _added(self, scaled: list[str], at: str) -> list[str]:
+        """Scaled sums plus the residual, before its clamp."""
+        codes = self.bind(f"R[{ramp(at, LANES * len(scaled))}]")
+        if len(scaled) == 1:
+            others = [codes]
+        else:
+            others = [shuffle([codes], [i for i in range(16) if (i in _SWAPPED) == first]) for first in (True, False)]
+        totals = []
+        for value, other in zip(scaled, others, strict=True):
+            bounded = f"T.max(T.min({value}, every_high), every_low)"
+            residual = f'T.cast({other}, "int32x8") * every_add_b'
+            total = f"{bounded} * every_add_a + {residual} + every_add_const"
+            totals.append(self.bind(f"T.shift_right({total}, T.broadcast({self.a['add_shift']}, {LANES}))"))
+        return totals
+
+
+PRODUCTS: tuple[Product, ...] = (PairProduct(),)

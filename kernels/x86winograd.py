@@ -1,0 +1,308 @@
+"""Winograd convolution F(2x2, 3x3) in exact integers for AVX2: 16 multiplications for four outputs instead of 36.
+
+`winograd` has the algebra and its limits. The padded image is int16; a strip of tiles at a time is transformed,
+multiplied place by place as a matrix product of pairs (`x86.PairProduct`), and transformed back into codes. Weights
+take 32/9 of the bytes, which the row's tag says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdeploy.formats import FORMATS, WeightFormat
+from xdeploy.kernel import KERNELS, Code, Kernel
+from xdeploy.lir.graph import LoweredGraph, Node
+from xdeploy.target import Target
+
+from .conv import Shape
+from .imagecopy import Copying, copy_cost, copy_image, image_codes, opened, row_codes
+from .snippets import channel_consts
+from .vectors import as_type, ramp
+from .winograd import exact, transformed
+from .winogradasm import PLACES
+from .x86 import LANES, PairProduct, acc, avx2
+
+_STRIP = 32  # tiles at a time, more only where a row has more
+_PRODUCT = PairProduct()
+_PIXELS, _GROUPS = 6, 2  # tiles and groups of channels of one matrix product in registers
+_STREAMED = 32  # bytes of weights that cost as much as an instruction, where they are read once per strip
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How the output is cut: `rows` x `columns` tiles of 2x2, `strip` rows of them at a time."""
+
+    rows: int
+    columns: int
+    strip: int
+
+    @staticmethod
+    def of(shape: Shape) -> Tiles:
+        """The most rows that divide all of them."""
+        rows, columns = -(-shape.out_height // 2), -(-shape.out_width // 2)
+        fitting = [n for n in range(1, rows + 1) if rows % n == 0 and n * columns <= _STRIP]
+        return Tiles(rows, columns, max(fitting, default=1))
+
+    @property
+    def count(self) -> int:
+        """Tiles of a strip."""
+        return self.strip * self.columns
+
+
+def _padded(shape: Shape) -> Shape:
+    """The shape with the padding that whole tiles read."""
+    tiles, (top, left, _, _) = Tiles.of(shape), shape.pads
+    bottom, right = 2 * tiles.rows + 2 - shape.height - top, 2 * tiles.columns + 2 - shape.width - left
+    return replace(shape, pads=(top, left, bottom, right))
+
+
+def _groups(shape: Shape) -> int:
+    return -(-shape.out_channels // LANES)
+
+
+@dataclass(frozen=True, slots=True)
+class WinogradRow(Copying):
+    """The row of one weight format."""
+
+    format: WeightFormat
+
+    @property
+    def wide(self) -> bool:
+        """The copy is int16."""
+        return True
+
+    def copied(self, shape: Shape) -> bool:
+        """Always."""
+        return True
+
+    def applies(self, graph: LoweredGraph, node: Node, target: Target) -> bool:
+        """3x3, stride 1, no dilation or groups, channels in multiples of 8, sums proven."""
+        if node.format != self.format:
+            return False
+        shape = Shape.of(graph, node)
+        plain = (shape.kernel, shape.stride, shape.dilation, shape.groups) == ((3, 3), (1, 1), (1, 1), 1)
+        return plain and shape.channels % LANES == 0 == shape.out_channels % LANES and exact(node)
+
+    def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
+        """Transforms, products and inverse transforms of all tiles; weights are read once per strip."""
+        shape, tiles = Shape.of(graph, node), Tiles.of(Shape.of(graph, node))
+        groups, strips = _groups(shape), tiles.rows // tiles.strip
+        product = sum(
+            n * (_PRODUCT.cost(pixels, g, shape.channels) + pixels * g + 6) * count
+            for pixels, n in _cut(tiles.count, _PIXELS)
+            for g, count in _cut(groups, _GROUPS)
+        )
+        inverse = groups * (44.0 + 4 * _PRODUCT.after(node))
+        each = shape.channels / 16 * 66 + inverse + 12
+        weights = PLACES * shape.channels * groups * LANES * 2 / _STREAMED
+        return strips * (PLACES * product + weights + tiles.count * each) + copy_cost(_padded(shape))
+
+    def workspace(self, graph: LoweredGraph, node: Node) -> int:
+        """The padded image, and of one strip the transformed tiles and their sums."""
+        shape = Shape.of(graph, node)
+        return _sums_at(shape) + PLACES * _sums_step(shape) * 4
+
+    def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
+        """U by place, tile of groups, pair of input channels; four times the bias; multipliers."""
+        consts, order = channel_consts(node), _PRODUCT.order(_groups(Shape.of(graph, node)))
+        u = transformed(node.values)[order]  # channels, places, input channels
+        pairs = u.reshape(len(u) // LANES, LANES, PLACES, -1, 2).transpose(2, 0, 3, 1, 4)
+        parts, start = [], 0
+        for groups, count in _cut(len(u) // LANES, _GROUPS):
+            some = pairs[:, start : start + groups * count]
+            some = some.reshape(PLACES, count, groups, *some.shape[2:]).transpose(0, 1, 3, 2, 4, 5)
+            parts.append(some.reshape(PLACES, -1))
+            start += groups * count
+        return {
+            "weights": np.concatenate(parts, axis=1).astype(np.int16).reshape(-1),
+            "bias": np.ascontiguousarray(consts["bias"][order] * 4),
+            "multiplier": np.ascontiguousarray(consts["multiplier"][order]),
+        }
+
+    def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
+        """Copy, then strip by strip."""
+        return _Writer(graph, node).code()
+
+
+def _tiles_step(shape: Shape) -> int:
+    """Transformed codes from one place to the next; the odd line keeps places out of one set of the cache."""
+    return -(-Tiles.of(shape).count * shape.channels // 32) * 32 + 32
+
+
+def _sums_step(shape: Shape) -> int:
+    """Sums from one place to the next, as above."""
+    return -(-Tiles.of(shape).count * _groups(shape) * LANES // 16) * 16 + 16
+
+
+def _cut(total: int, size: int) -> list[tuple[int, int]]:
+    """(size, how many of them), then the rest."""
+    whole, rest = divmod(total, size)
+    return [part for part in ((size, whole), (rest, 1)) if part[0] and part[1]]
+
+
+def _tiles_at(shape: Shape) -> int:
+    """Byte of the workspace where the transformed tiles begin."""
+    return -(-image_codes(_padded(shape)) * 2 // 64) * 64
+
+
+def _sums_at(shape: Shape) -> int:
+    """Byte of the workspace where the sums begin."""
+    return _tiles_at(shape) + PLACES * _tiles_step(shape) * 2
+
+
+class _Writer:
+    """Writes one function of a WinogradRow."""
+
+    def __init__(self, graph: LoweredGraph, node: Node) -> None:
+        self.shape = Shape.of(graph, node)
+        self.tiles, self.groups = Tiles.of(self.shape), _groups(self.shape)
+        self.source = s = opened(node, True, "int16", weights="int16")
+        s.view("S", "P", "int32")
+        self.stage = _PRODUCT.stage(s, node)
+        s.local("acc", LANES * _PIXELS * _GROUPS)
+        self.counts: set[str] = set()
+        self.wide = self.groups * LANES  # channels of the sums
+
+    def code(self) -> Code:
+        """The whole function."""
+        s, tiles = self.source, self.tiles
+        copy_image(s, _padded(self.shape), "int16")
+        with s.block(f"for strip in range({self._count(tiles.rows // tiles.strip)}):"):
+            self._each_tile(self._transform)
+            with s.block(f"for place in range({self._count(PLACES)}):"):
+                self._products()
+            self._each_tile(self._inverse)
+        return s.code()
+
+    def _count(self, count: int) -> str:
+        """A loop's turns as a scalar, which keeps LLVM from writing it out."""
+        name = f"n{count}"
+        if name not in self.counts:
+            self.counts.add(self.source.integer(name, count))
+        return f"T.max({name}, 1)"
+
+    def _each_tile(self, body: Any) -> None:
+        s = self.source
+        with (
+            s.block(f"for row in range({self._count(self.tiles.strip)}):"),
+            s.block(f"for column in range({self._count(self.tiles.columns)}):"),
+        ):
+            body(f"(row * {self.tiles.columns} + column)")
+
+    def _transform(self, tile: str) -> None:
+        """B^T d B of one tile, a vector of channels at a time."""
+        s, c = self.source, self.shape.channels
+        lanes = 16 if c % 16 == 0 else LANES
+        row = row_codes(_padded(self.shape), True)
+        with s.block(f"for k in range({self._count(c // lanes)}):"):
+            base = s.let(f"(strip * {self.tiles.strip} + row) * {2 * row} + column * {2 * c} + k * {lanes}")
+            to = s.let(f"{_tiles_at(self.shape) // 2} + {tile} * {c} + k * {lanes}")
+            rows = [
+                _differences([self.stage.bind(f"P[{ramp(f'{base} + {i * row + j * c}', lanes)}]") for i in range(4)])
+                for j in range(4)
+            ]  # by column: four values down it
+            rows = [[self.stage.bind(v) for v in column] for column in rows]
+            for i in range(4):
+                for j, value in enumerate(_differences([column[i] for column in rows])):
+                    s(f"P[{ramp(f'{to} + {(4 * i + j) * _tiles_step(self.shape)}', lanes)}] = {value}")
+
+    def _products(self) -> None:
+        """Sums of one place: tiles of the strip by channels."""
+        s, start = self.source, 0
+        for groups, count in _cut(self.groups, _GROUPS):
+            with s.block(f"for o in range({self._count(count)}):"):
+                first = 0
+                for tiles, n in _cut(self.tiles.count, _PIXELS):
+                    with s.block(f"for t in range({self._count(n)}):"):
+                        self._product(groups, tiles, f"({start} + o * {groups})", f"({first} + t * {tiles})")
+                    first += tiles * n
+            start += groups * count
+
+    def _product(self, groups: int, tiles: int, group: str, tile: str) -> None:
+        s, c = self.source, self.shape.channels
+        for index in range(groups * tiles):
+            s(f"{acc(index)} = T.broadcast(0, {LANES})")
+        codes = s.let(f"{_tiles_at(self.shape) // 2} + place * {_tiles_step(self.shape)} + {tile} * {c}")
+        weights = s.let(f"(place * {self.groups} + {group}) * {c * LANES}")
+        with s.block(f"for k in range({self._count(c // 2)}):"):
+            loaded = [
+                self.stage.bind(f"W[{ramp(f'{weights} + (k * {groups} + {v}) * {2 * LANES}', 2 * LANES)}]")
+                for v in range(groups)
+            ]
+            for p in range(tiles):
+                pair = as_type("int32", f"P[{ramp(f'{codes} + {p * c} + k * 2', 2)}]")
+                value = self.stage.bind(as_type("int16x16", f"T.broadcast({pair}, {LANES})"))
+                for v in range(groups):
+                    a = acc(p * groups + v)
+                    s(f"{a} = {a} + {avx2('int32x8', 'x86.avx2.pmadd.wd', value, loaded[v])}")
+        sums = (
+            f"{_sums_at(self.shape) // 4} + place * {_sums_step(self.shape)} + {tile} * {self.wide} + {group} * {LANES}"
+        )
+        for p in range(tiles):
+            for v in range(groups):
+                s(f"S[{ramp(f'{sums} + {p * self.wide + v * LANES}', LANES)}] = {acc(p * groups + v)}")
+
+    def _inverse(self, tile: str) -> None:
+        """A^T M A of one tile, and its codes, up to 16 channels at a time."""
+        s, start = self.source, 0
+        for groups, count in _cut(self.groups, _GROUPS):
+            with s.block(f"for o in range({self._count(count)}):"):
+                first = f"({start} + o * {groups})"
+                outputs = [self._outputs(tile, f"{first} * {LANES} + {v * LANES}") for v in range(groups)]
+                multipliers = [f"M[{ramp(f'{first} * {LANES} + {v * LANES}', LANES)}]" for v in range(groups)]
+                for i in (0, 1):
+                    for j in (0, 1):
+                        self._pixel(i, j, [values[2 * i + j] for values in outputs], multipliers, first)
+            start += groups * count
+
+    def _outputs(self, tile: str, channel: str) -> list[str]:
+        """The four sums of eight channels of a tile."""
+        base = self.source.let(f"{_sums_at(self.shape) // 4} + {tile} * {self.wide} + {channel}")
+        sums = [
+            [f"S[{ramp(f'{base} + {(4 * i + j) * _sums_step(self.shape)}', LANES)}]" for j in range(4)]
+            for i in range(4)
+        ]
+        sums[1][1] = f"({sums[1][1]} + B[{ramp(channel, LANES)}])"  # all four outputs contain it
+        columns = [[self.stage.bind(v) for v in _totals([sums[i][j] for i in range(4)])] for j in range(4)]
+        four = [total for i in (0, 1) for total in _totals([column[i] for column in columns])]
+        return [self.stage.bind(f"T.shift_right({v}, T.broadcast(2, {LANES}))") for v in four]
+
+    def _pixel(self, i: int, j: int, sums: list[str], multipliers: list[str], first: str) -> None:
+        """Requantise and store the output (i, j) of a tile, if it is inside."""
+        s, shape = self.source, self.shape
+        y, x = f"((strip * {self.tiles.strip} + row) * 2 + {i})", f"(column * 2 + {j})"
+        at = s.let(f"({y} * {shape.out_width} + {x}) * {shape.out_channels} + {first} * {LANES}")
+        tests = [f"{y} < {shape.out_height}"] * (i and shape.out_height % 2)
+        tests += [f"{x} < {shape.out_width}"] * (j and shape.out_width % 2)
+        if tests:
+            with s.block(f"if {' and '.join(tests)}:"):
+                self.stage(sums, multipliers, at, LANES * len(sums))
+        else:
+            self.stage(sums, multipliers, at, LANES * len(sums))
+
+
+def _differences(d: list[str]) -> list[str]:
+    """B^T d of four values."""
+    return [f"{d[0]} - {d[2]}", f"{d[1]} + {d[2]}", f"{d[2]} - {d[1]}", f"{d[1]} - {d[3]}"]
+
+
+def _totals(m: list[str]) -> list[str]:
+    """A^T m of four values."""
+    return [f"{m[0]} + {m[1]} + {m[2]}", f"{m[1]} - {m[2]} - {m[3]}"]
+
+
+for _format in FORMATS.values():
+    _row, _name = WinogradRow(_format), f"conv2d_s8_{_format.short}_winograd2x2__x86"
+    _tags = {"form": "winograd", "extra_flash": f"{8 * 32}/{9 * _format.bits}"}
+    KERNELS.add(
+        _name,
+        Kernel(
+            _name, "conv2d", _format.short, "x86", _row.applies, _row.cost, _row.workspace, _row.pack, _row.emit,
+            in_place=_row.in_place, notes="Winograd", tags=_tags,
+        ),
+    )  # fmt: skip
