@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from xdeploy.kernels.conv import Shape
 from xdeploy.kernels.x86 import LANES, PairProduct
+from xdeploy.kernels.x86depthwise import pairs_of
 from xdeploy.kernels.x86winograd import Tiles
 
 from tests.kernels import harness
@@ -36,6 +37,14 @@ WINOGRAD = [
     conv((12, 4), 32, 40, pads=(0, 1, 2, 0), fmt="c4s8"),
     conv((6, 6), 16, 16, pads=(2, 2, 2, 2), fmt="int3"),
 ]
+DEPTHWISE = [
+    conv((25, 5), 64, 64, groups=64),
+    conv((9, 10), 8, 8, groups=8, relu=True),
+    conv((6, 7), 20, 20, (5, 3), groups=20, pads=(2, 1, 2, 1), stride=(2, 1)),
+    conv((6, 6), 40, 40, groups=40, residual=True),
+    conv((5, 4), 3, 3, (4, 4), groups=3, pads=(2, 1, 1, 2)),
+    conv((8, 8), 24, 24, groups=24, dilation=(1, 2), pads=(1, 2, 1, 2), fmt="c4s8"),
+]
 
 
 def _check(batch: harness.Batch, folder: Path) -> None:
@@ -45,7 +54,7 @@ def _check(batch: harness.Batch, folder: Path) -> None:
     assert batch.image.damaged(before) == []
 
 
-@pytest.mark.parametrize(("form", "own"), [("direct", DIRECT), ("winograd2x2", WINOGRAD)])
+@pytest.mark.parametrize(("form", "own"), [("direct", DIRECT), ("winograd2x2", WINOGRAD), ("dw1x16", DEPTHWISE)])
 def test_rows_equal_the_reference(form: str, own: list[Case], tmp_path: Path) -> None:
     target = load_target("x86-64")
     batch = harness.Batch(target, harness.host_image(1 << 24))
@@ -81,6 +90,7 @@ def test_the_largest_sums_of_a_winograd_layer(tmp_path: Path) -> None:
         (conv((8, 8), 64, 64, (1, 1), pads=NONE), "direct"),
         (conv((16, 16), 16, 32, stride=(2, 2)), "direct"),
         (linear(128, 64), "direct"),
+        (conv((25, 5), 64, 64, groups=64), "dw1x16"),
     ],
     ids=lambda v: getattr(v, "name", v),
 )
@@ -105,6 +115,12 @@ def test_weights_and_order_give_the_channels_in_their_order(groups: int) -> None
             a, b = sums[first].reshape(2, 4), sums[first + 1].reshape(2, 4)
             stored.append(np.concatenate([a[0], b[0], a[1], b[1]]))
     assert (np.concatenate(stored) == codes.astype(np.int64) @ x).all()
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (4, 2), (5, 5), (2, 7)])
+def test_every_tap_is_in_one_pair(kernel: tuple[int, int]) -> None:
+    taps = [tap for pair in pairs_of(kernel) for tap in pair if tap is not None]
+    assert sorted(taps) == [(y, x) for y in range(kernel[0]) for x in range(kernel[1])]
 
 
 def test_strips_cut_all_rows() -> None:
