@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xdeploy.errors import UsageError
+from xdeploy.files import StorageError
 from xdeploy.handover import laid_out
 from xdeploy.model.bars import Progress
-from xdeploy.model.images import MAX_TOTAL, decode, list_folder, list_zip
+from xdeploy.model.images import decode, list_folder, list_zip
+from xdeploy.model.npzfile import read_arrays
+from xdeploy.model.spool import pieces, release, stored
 
 Int64 = NDArray[np.int64]
 _X, _Y = ("x", "inputs", "images"), ("y", "labels", "targets")
@@ -27,7 +30,7 @@ _PAD = 4  # pixels of random crops
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Samples and labels in memory.
+    """Samples, which `load_data` leaves in a mapped file and not in memory, and labels.
 
     `samples` is uint8 images (N, H, W, C), which become (pixel / 255 - mean) / std, or float32 as the model takes
     them, (N, C, H, W) or (N, F). `named`: the classes have names, so that their number is known exactly. mean and std
@@ -58,14 +61,14 @@ class DataSet:
         found = None if self.shape == shape or self.samples.dtype == np.uint8 else laid_out(self.samples, shape)
         if found is None:
             return self
-        found = np.ascontiguousarray(found)
+        found = stored(found, found.dtype)
         return replace(self, samples=found, fingerprint=fingerprint(found, self.labels, self.classes, self.groups))
 
     def inputs(self, raw: NDArray[Any]) -> Tensor:
         """Model inputs, float32 (N, C, H, W) or (N, F), of raw samples."""
         if raw.dtype != np.uint8:
-            return torch.from_numpy(np.ascontiguousarray(raw, np.float32))
-        x = torch.from_numpy(np.ascontiguousarray(raw.transpose(0, 3, 1, 2))).float().div_(255.0)
+            return torch.from_numpy(np.require(raw, np.float32, ("C", "W")))
+        x = torch.from_numpy(np.require(raw.transpose(0, 3, 1, 2), np.uint8, ("C", "W"))).float().div_(255.0)
         if self.mean:
             mean, std = (torch.tensor(v, dtype=torch.float32).reshape(1, -1, 1, 1) for v in (self.mean, self.std))
             x = x.sub_(mean).div_(std)
@@ -81,6 +84,7 @@ class DataSet:
         for start in range(0, len(indices), size):
             chosen = indices[start : start + size]
             raw = self.samples[chosen]
+            release(self.samples)
             if augment is not None and raw.ndim == 4:
                 raw = _augment(raw, augment, self.samples.dtype == np.uint8)
             yield self.inputs(raw), torch.from_numpy(self.labels[chosen])
@@ -136,7 +140,8 @@ def load_data(
         progress: told about decoding of more than 2000 images.
 
     Raises:
-        UsageError: anything unreadable, broken, inconsistent or unsafe, by name.
+        UsageError: anything unreadable, broken, inconsistent or unsafe, by name. StorageError: no room for the decoded
+            samples.
     """
     if not path.exists():
         raise UsageError(f"data {path} does not exist")
@@ -151,6 +156,8 @@ def load_data(
         with zipfile.ZipFile(path) as archive:
             files = list_zip(path, archive)
             samples = decode(files, str(path), channels, progress)
+    except StorageError:
+        raise
     except (zipfile.BadZipFile, OSError, RuntimeError) as error:
         raise UsageError(f"data {path} is not a readable zip: {error}") from None
     return _image_set(path, samples, files.labels, files.classes, mean, std)
@@ -198,7 +205,8 @@ def _image_set(
 def fingerprint(samples: NDArray[Any], labels: Int64, classes: tuple[str, ...], groups: Int64 | None = None) -> str:
     """Hash of samples, labels, class names and groups."""
     digest = hashlib.sha256(repr((samples.shape, str(samples.dtype), classes)).encode())
-    digest.update(np.ascontiguousarray(samples).data)
+    for _, rows in pieces(samples):
+        digest.update(np.ascontiguousarray(rows).data)
     digest.update(np.ascontiguousarray(labels).data)
     if groups is not None:
         digest.update(np.ascontiguousarray(groups).data)
@@ -207,12 +215,12 @@ def fingerprint(samples: NDArray[Any], labels: Int64, classes: tuple[str, ...], 
 
 # ------------------------------------------------------------------------------------------------------- npz
 def _from_npz(path: Path, mean: tuple[float, ...], std: tuple[float, ...], shape: tuple[int, ...] | None) -> DataSet:
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path, (*_X, *_Y, "classes", "groups"))
     x = _one_of(path, arrays, _X)
     labels = _labels(path, _one_of(path, arrays, _Y), len(x) if x.ndim else 0)
     classes, named = tuple(map(str, range(int(labels.max()) + 1))), "classes" in arrays
     if named:
-        classes = tuple(map(str, arrays["classes"].tolist()))
+        classes = _names(path, arrays["classes"])
         if len(classes) <= labels.max():
             raise UsageError(f"{path}: y goes up to {labels.max()}, but there are {len(classes)} names in 'classes'")
     if len(classes) < 2:
@@ -227,10 +235,11 @@ def _from_npz(path: Path, mean: tuple[float, ...], std: tuple[float, ...], shape
         raise UsageError(
             f"{path}: x is {x.dtype} {x.shape}; expected float (N, C, H, W), (N, C, L) or (N, F), or uint8 (N, H, W, C)"
         )
-    x = x.astype(np.float32, copy=False)
-    if not np.isfinite(x).all():
-        first = int(np.argwhere(~np.isfinite(x))[0][0])
-        raise UsageError(f"{path}: x holds NaN or infinity, first in sample {first}")
+    x = stored(x, np.float32)
+    for start, rows in pieces(x):
+        if not np.isfinite(rows).all():
+            first = start + int(np.argwhere(~np.isfinite(rows))[0][0])
+            raise UsageError(f"{path}: x holds NaN or infinity, first in sample {first}")
     return DataSet(x, labels, classes, named, (), (), fingerprint(x, labels, classes, groups), str(path), groups)
 
 
@@ -241,33 +250,24 @@ def _pixels(path: Path, x: NDArray[Any], shape: tuple[int, ...] | None) -> NDArr
     x = x[..., None] if x.ndim == 3 else x
     if x.ndim != 4 or x.shape[3] > 4:
         raise UsageError(f"{path}: uint8 x has shape {x.shape}; expected (N, H, W) or (N, H, W, C) with C <= 4")
-    return np.ascontiguousarray(x)
+    return stored(x, np.uint8)
 
 
 def _floats(path: Path, x: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Samples as the model takes them."""
+    """Samples laid out as the model takes them."""
     found = laid_out(x, shape)
     if found is None:
         raise UsageError(
             f"{path}: x holds samples of {x.shape[1:]}, but the model takes {shape}",
             hint="scale the samples to the model's input size, or export the model for this size",
         )
-    return np.ascontiguousarray(found)
+    return found
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(e.file_size for e in archive.infolist())
-        if total > MAX_TOTAL:
-            raise UsageError(f"{path} declares {total} bytes; the limit is {MAX_TOTAL >> 30} GiB")
-        with np.load(path, allow_pickle=False) as arrays:
-            return {n: arrays[n] for n in arrays.files if n in (*_X, *_Y, "classes", "groups")}
-    except ValueError as error:
-        what = "holds pickled objects, which are refused" if "pickle" in str(error).lower() else f"is damaged: {error}"
-        raise UsageError(f"{path} {what}", hint="save plain arrays with np.savez(path, x=..., y=...)") from None
-    except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, MemoryError) as error:
-        raise UsageError(f"{path} is not a readable npz: {error}") from None
+def _names(path: Path, names: NDArray[Any]) -> tuple[str, ...]:
+    if names.ndim != 1 or len(names) > _MAX_CLASSES:
+        raise UsageError(f"{path}: classes is {names.dtype} {names.shape}; expected up to {_MAX_CLASSES} names (K,)")
+    return tuple(map(str, names.tolist()))
 
 
 def _one_of(path: Path, arrays: dict[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[Any]:

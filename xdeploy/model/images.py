@@ -1,4 +1,4 @@
-"""Class folders of images, on disk or in a zip, decoded into one uint8 array.
+"""Class folders of images, on disk or in a zip, decoded into one uint8 array that lies in a mapped file.
 
 Nothing in a zip is trusted: names that lead outside, absurd sizes and broken images are refused by name.
 """
@@ -6,8 +6,9 @@ Nothing in a zip is trusted: names that lead outside, absurd sizes and broken im
 from __future__ import annotations
 
 import io
+import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,12 +19,14 @@ from PIL import Image
 
 from xdeploy.errors import UsageError
 from xdeploy.model.bars import Progress, stepping
+from xdeploy.model.spool import Spool, stored
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 MAX_FILE = 64 * 2**20  # bytes of one image file
 MAX_PIXELS = 64 * 2**20  # of one image
 MAX_TOTAL = 16 * 2**30  # bytes of all files, and of all decoded images
 BAR_FROM = 2000  # images from which decoding is worth a progress bar
+_BLOCK = 1024  # images handed to the decoding threads at once
 
 UInt8 = NDArray[np.uint8]
 
@@ -44,11 +47,18 @@ def list_folder(path: Path) -> ImageFiles:
     Raises:
         UsageError: no images, or fewer than two classes.
     """
-    files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
-    large = next((n for n, p in files.items() if _is_image(n) and p.stat().st_size > MAX_FILE), None)
+    names = sorted(_files_below(path))
+    large = next((n for n in names if _is_image(n) and (path / n).stat().st_size > MAX_FILE), None)
     if large:
         raise UsageError(f"{path}: {large} has more than {MAX_FILE >> 20} MiB")
-    return _by_class(str(path), list(files), lambda name: files[name].read_bytes())
+    return _by_class(str(path), names, lambda name: (path / name).read_bytes())
+
+
+def _files_below(path: Path) -> Iterator[str]:
+    """Names relative to a folder, `/` between their parts; folders behind links are not entered."""
+    for folder, _, files in os.walk(path):
+        here = Path(folder).relative_to(path)
+        yield from ((here / name).as_posix() for name in files if os.path.isfile(os.path.join(folder, name)))
 
 
 def list_zip(path: Path, archive: zipfile.ZipFile) -> ImageFiles:
@@ -84,19 +94,19 @@ def _is_image(name: str) -> bool:
 
 def _by_class(where: str, names: Sequence[str], read: Callable[[str], bytes]) -> ImageFiles:
     """Sort names into classes: the first folder, or the second if all lie in one."""
-    split = [(n, PurePosixPath(n).parts) for n in sorted(names) if _is_image(n)]
-    split = [(n, p) for n, p in split if "__MACOSX" not in p and not any(x.startswith(".") for x in p)]
-    if not split:
+    kept = [n for n in sorted(names) if _is_image(n) and not _is_hidden(n)]
+    if not kept:
         raise UsageError(
             f"{where} holds no images ({', '.join(SUFFIXES)}) in class folders",
             hint="expected CLASS/IMAGE.png, or a .npz with x and y",
         )
-    while len({p[0] for _, p in split}) == 1 and all(len(p) > 2 for _, p in split):
-        split = [(n, p[1:]) for n, p in split]
-    loose = next((n for n, p in split if len(p) < 2), None)
+    around = 0  # folders that all others lie in; parts are split anew each time, as those of all names are large
+    while len({_parts(n)[around] for n in kept}) == 1 and all(len(_parts(n)) > around + 2 for n in kept):
+        around += 1
+    loose = next((n for n in kept if len(_parts(n)) < around + 2), None)
     if loose:
         raise UsageError(f"{where}: {loose} lies in no class folder", hint="expected CLASS/IMAGE.png")
-    classes = tuple(sorted({p[0] for _, p in split}))
+    classes = tuple(sorted({_parts(n)[around] for n in kept}))
     if len(classes) < 2:
         raise UsageError(f"{where} holds one class only ({classes[0]}); at least two class folders are needed")
     if {c.lower() for c in classes} <= {"train", "test", "val", "valid", "validation"}:
@@ -105,8 +115,17 @@ def _by_class(where: str, names: Sequence[str], read: Callable[[str], bytes]) ->
             hint=f"give one as --data and another as --test-data, e.g. --data {where}/{classes[-1]}",
         )
     number = {c: i for i, c in enumerate(classes)}
-    labels = np.array([number[p[0]] for _, p in split], np.int64)
-    return ImageFiles(classes, labels, tuple(n for n, _ in split), read)
+    labels = np.fromiter((number[_parts(n)[around]] for n in kept), np.int64, len(kept))
+    return ImageFiles(classes, labels, tuple(kept), read)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return PurePosixPath(name).parts
+
+
+def _is_hidden(name: str) -> bool:
+    parts = _parts(name)
+    return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
 
 
 def decode(files: ImageFiles, where: str, channels: int | None, progress: Progress | None) -> UInt8:
@@ -120,30 +139,41 @@ def decode(files: ImageFiles, where: str, channels: int | None, progress: Progre
         raise UsageError(f"{where}: {len(files.names)} images of {first.shape[1]}x{first.shape[0]} exceed "
                          f"{MAX_TOTAL >> 30} GiB", hint="scale the images to the model's input size")  # fmt: skip
     depth = channels if channels in (1, 3) else 3
-    out = np.empty((len(files.names), *first.shape[:2], depth), np.uint8)
+    shape = (len(files.names), *first.shape[:2], depth)
     grey = np.zeros(len(files.names), bool)
+    with Spool(shape, np.uint8) as spool:
+        _decode_all(files, where, spool, grey, progress)
+        out = spool.array()
+    return stored(out[..., :1], np.uint8) if channels is None and grey.all() else out
+
+
+def _decode_all(
+    files: ImageFiles, where: str, spool: Spool, grey: NDArray[np.bool_], progress: Progress | None
+) -> None:
+    """Decode every image to its row; `grey` (N,) is told which are so."""
+    height, width, depth = spool.shape[1:]
 
     def work(i: int) -> None:
         name = f"{where}: {files.names[i]}"
         image, grey[i] = _decode_one(files.read(files.names[i]), name, depth)
-        if image.shape != out.shape[1:]:
+        if image.shape != (height, width, depth):
             raise UsageError(
-                f"{name} is {image.shape[1]}x{image.shape[0]}, the first image {out.shape[2]}x{out.shape[1]} "
-                "(width x height)",
+                f"{name} is {image.shape[1]}x{image.shape[0]}, the first image {width}x{height} (width x height)",
                 hint="scale all images to the model's input size",
             )
-        out[i] = image
+        spool.write(i, image[None])
 
     shown = progress if len(files.names) > BAR_FROM else (lambda what, done, total: None)
     with stepping("reading images", len(files.names), shown) as step, ThreadPoolExecutor() as pool:
         try:
-            for i, _ in enumerate(pool.map(work, range(len(files.names)))):
-                if i % 256 == 0:
-                    step(i)
+            for start in range(0, len(files.names), _BLOCK):  # a queue of all images would hold an object of each
+                block = range(start, min(start + _BLOCK, len(files.names)))
+                for i, _ in zip(block, pool.map(work, block), strict=True):
+                    if i % 256 == 0:
+                        step(i)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return np.ascontiguousarray(out[..., :1]) if channels is None and grey.all() else out
 
 
 def _decode_one(data: bytes, name: str, channels: int = 3) -> tuple[UInt8, bool]:

@@ -113,10 +113,10 @@ class SourceModel:
     # ----------------------------------------------------------------------------------------------- saving
     def save(self, folder: Path) -> None:
         """Write source.json and source.safetensors."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         with replacing(folder / "source.safetensors") as part:
-            save_file(self.network.tensors(), part)
+            part.write_bytes(save(self.network.tensors()))
         write_json(folder / "source.json", self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
