@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import loopback
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_configure() -> None:
+    loopback.switch_on()
 
 
 def pytest_report_header() -> str:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROWS: list[tuple[str, ...]] = [
     ("errors", "registry", "formats", "files", "permission", "process", "cpu", "caches"),
-    ("target", "recipe", "planoptions", "trainoptions", "handover", "store", "quantise", "ranking"),
+    ("target", "recipe", "planoptions", "trainoptions", "manifest", "handover", "store", "quantise", "ranking"),
     ("lir", "kernel", "ranks", "onnxwire", "onnxguard", "onnxdata", "onnxfile", "onnxshapes"),
     ("model",),
     ("relevance", "plan", "compress", "lower", "program", "memory", "kernels"),

@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 internal, 2 usage, 3 model unsupported, 4 budget or accuracy
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         open_standard_files()
         guard = Guard()
+        # threads that wait for each other sleep instead of spinning: on a busy machine torch is ten times faster so;
+        # OpenMP reads it when torch is loaded
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in (sys.argv if argv is None else argv)
     try:
         return _run(argv)

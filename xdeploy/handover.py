@@ -14,8 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from xdeploy import manifest
 from xdeploy.errors import UsageError
-from xdeploy.files import read_json, read_npz, sha256, write_json, write_npz
+from xdeploy.files import read_json, read_npz, write_json, write_npz
 from xdeploy.formats import Int8, QParams
 
 How = Literal["measured", "emulated", "modelled"]
@@ -277,26 +278,12 @@ class Artifact:
         return Artifact(folder, read_json(folder / "manifest.json", "xdeploy.manifest/1"))
 
     def verify_files(self) -> None:
-        """Check that every file is the one that was built: a few milliseconds per megabyte.
-
-        Files that the manifest does not list (measurements, notes) may lie beside them.
+        """Check that every file is the one that was built, the manifest too.
 
         Raises:
-            UsageError: the first files that are missing or have another SHA-256 than the manifest says, by name.
+            UsageError: the first files that are missing or changed, by name (see `xdeploy.manifest`).
         """
-        files = self.manifest.get("files", {})
-        if not isinstance(files, dict):
-            raise UsageError(f"{self.folder / 'manifest.json'}: files must be an object of names and hashes")
-        listed = {str(name): str(digest) for name, digest in files.items()}
-        gone = [name for name in listed if not (self.folder / name).is_file()]
-        changed = [name for name in listed if name not in gone and sha256(self.folder / name) != listed[name]]
-        told = [*(f"{name} is missing" for name in gone), *(f"{name} was changed" for name in changed)]
-        if told:
-            more = f" and {len(told) - 5} more" if len(told) > 5 else ""
-            raise UsageError(
-                f"{self.folder} is not as it was built: {', '.join(told[:5])}{more}",
-                hint="build it again; manifest.json lists the SHA-256 of every file",
-            )
+        manifest.verify(self.folder, self.manifest)
 
 
 @dataclass(frozen=True, slots=True)

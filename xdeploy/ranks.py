@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -51,6 +53,8 @@ def joined() -> Iterator[None]:
     """Work together with the other processes that torchrun has started."""
     own = not dist.is_initialized()
     if own:
+        if sys.platform.startswith("linux"):  # gloo listens where the host's name points to, if it is not told
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group("gloo", timeout=PATIENCE)
     _STATE.joined = True
     try:

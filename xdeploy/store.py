@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,8 @@ from xdeploy.process.lock import locked, sweep_scratch
 
 _SCHEMA = "xdeploy.run/1"
 UNFINISHED = "unfinished"  # below the output: where a run works that will replace a finished one
+# what another folder of the same machine may not help against
+_TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
 _LOCK, _JOURNAL, _OLD = ".lock", ".commit", ".replaced"
 Row = Mapping[str, Any]
 
@@ -55,7 +58,7 @@ class Store:
         """Open or create the folder.
 
         Raises:
-            UsageError: the folder cannot be written.
+            UsageError: the folder cannot be written or read. StorageError: not now, for want of room or by a fault.
         """
         self.output = self.folder = folder
         self.created = not folder.exists()
@@ -64,11 +67,14 @@ class Store:
             probe = folder / ".writable"
             probe.touch()
             probe.unlink(missing_ok=True)
+            self.record: dict[str, Any] = _read(folder)
         except OSError as error:
+            self.discard_if_empty()
+            if error.errno in _TRANSIENT:
+                raise storage_error(error, Path(error.filename or folder)) from None
             raise UsageError(
                 f"output folder {folder} cannot be written: {error.strerror}", hint="choose another one with -o"
             ) from None
-        self.record: dict[str, Any] = _read(folder)
 
     @property
     def path(self) -> Path:
@@ -210,10 +216,14 @@ def _sweep(folder: Path) -> None:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """The record of a folder; none, or a broken one: every stage runs again."""
+    """The record of a folder; none, or a broken one: every stage runs again.
+
+    Raises:
+        OSError: it cannot be read now, so nobody knows whether the folder holds a finished run.
+    """
     try:
         value = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         value = None
     if isinstance(value, dict) and value.get("schema") == _SCHEMA and _is_record(value):
         return value

@@ -12,7 +12,6 @@ and no part, lock or scratch is left. Results: benchmarks/results/promises.json,
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -20,7 +19,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +26,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import rows
 import small
 import warm
 
-from xdeploy.files import write_json
-
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "promises.json"
 TUNED = ("--tune", "quick")
 TRAINED = ("--set", "recover.epochs=12")
 
@@ -166,37 +162,21 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="all calls")
     parser.add_argument("--random", type=int, default=20, help="kills at random times (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the random times")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no point after this time")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier rows")
+    rows.add_options(parser)
     options = parser.parse_args()
-    end = time.monotonic() + options.seconds
-    document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"schema": "xdeploy.promises/1"}
-    rows: dict[str, Any] = {} if options.fresh else dict(document.get("kills", {}).get("rows", {}))
     warm.load_all()
     with tempfile.TemporaryDirectory(prefix="promise-kills-") as name:
         scenes = [scene(Path(name) / str(i), more) for i, more in enumerate(((), TRAINED, TUNED))]
-        jobs = dict(work(*scenes, options))
-        for key, job in jobs.items():
-            if time.monotonic() > end:
-                break
-            if key in rows and not rows[key]["wrong"]:
-                continue
-            rows[key] = job()
-            print(key, rows[key]["left"], *rows[key]["wrong"], flush=True)
-            _keep(document, rows)
-    return 1 if any(r["wrong"] for r in rows.values()) else 0
+        return rows.work("kills", work(*scenes, options), options, _counts)
 
 
-def _keep(document: dict[str, Any], rows: dict[str, Any]) -> None:
-    latest = json.loads(RESULTS.read_text()) if RESULTS.exists() else document
-    latest["kills"] = {
-        "points": len(rows),
-        "killed": sum(r["killed"] for r in rows.values()),
-        "recovered": sum(not r["wrong"] for r in rows.values()),
-        "left": {s: sum(r["left"] == s for r in rows.values()) for s in ("earlier", "new", "journal")},
-        "rows": rows,
+def _counts(found: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "points": len(found),
+        "killed": sum(r["killed"] for r in found.values()),
+        "recovered": sum(not r["wrong"] for r in found.values()),
+        "left": {s: sum(r["left"] == s for r in found.values()) for s in ("earlier", "new", "journal")},
     }
-    write_json(RESULTS, latest)
 
 
 if __name__ == "__main__":

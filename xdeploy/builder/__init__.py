@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from xdeploy import __version__
+from xdeploy import __version__, manifest
 from xdeploy.builder.elf import Elf, read_elf
 from xdeploy.builder.executor import prefixed_assembly
 from xdeploy.builder.harness import link_serial
@@ -88,7 +88,7 @@ def build(
         golden.save(part / "golden.npz")
         tools = _tools(package)
         write_json(part / SBOM, bill(package, _hashes(part), tools))
-        write_json(part / "manifest.json", {**_manifest(package, bare, stack, products, tools), "files": _hashes(part)})
+        manifest.write(part, {**_manifest(package, bare, stack, products, tools), "files": _hashes(part)})
     return Artifact.load(folder)
 
 

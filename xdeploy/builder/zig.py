@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from xdeploy.caches import cache_root
 from xdeploy.errors import ToolchainError
+from xdeploy.files import storage_error
 from xdeploy.process.child import tied
 
 TIME_LIMIT = 900  # seconds; the first build for a target also builds its C library
+_NO_ROOM = ("NoSpaceLeft", "No space left on device")
+_LITTLE = 1 << 20  # bytes that are as good as none for an object file
+_ABORTS = (signal.SIGABRT, signal.SIGBUS)
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror")
 
 
@@ -24,6 +34,7 @@ def cc(arguments: Sequence[str | Path], folder: Path) -> None:
 
     Raises:
         ToolchainError: zig is missing, fails (with the command and its last lines) or takes too long.
+        StorageError: it fails because a disk is full.
     """
     _zig("cc", arguments, folder)
 
@@ -44,8 +55,20 @@ def _zig(tool: str, arguments: Sequence[str | Path], folder: Path) -> None:
         raise ToolchainError(f"zig {tool} {shlex.join(words)}: no end after {TIME_LIMIT} s") from None
     if done.returncode:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        if is_full := _full_folder(done.returncode, done.stderr, folder):
+            raise storage_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), is_full)
         said = "\n  ".join(lines[-12:])
         raise ToolchainError(f"zig {tool} {shlex.join(words)}\n  ended with {done.returncode}: {said}")
+
+
+def _full_folder(code: int, said: str, folder: Path) -> Path | None:
+    """Where there was no room, if that is why zig failed: it says so, or is aborted while it writes."""
+    own = os.environ.get("ZIG_GLOBAL_CACHE_DIR")
+    places = (folder, Path(own) if own else cache_root() / "zig", Path(tempfile.gettempdir()))
+    full = next((p for p in places if p.exists() and shutil.disk_usage(p).free < _LITTLE), None)
+    if any(text in said for text in _NO_ROOM):
+        return full or folder
+    return full if -code in _ABORTS or code - 128 in _ABORTS else None
 
 
 def tool_versions(names: Sequence[str] = ("apache-tvm", "ziglang")) -> dict[str, str]:

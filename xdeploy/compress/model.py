@@ -64,7 +64,7 @@ class CompressedModel:
 
     def save(self, folder: Path) -> None:
         """Write compressed.safetensors and compressed.json."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         tensors: dict[str, NDArray[Any]] = {f"float/{k}": v for k, v in self.network.tensors().items()}
         for name, w in self.weights.items():
@@ -73,7 +73,7 @@ class CompressedModel:
                 parts["codebook"] = w.codebook
             tensors.update({f"{k}/{name}": np.ascontiguousarray(v) for k, v in parts.items()})
         with replacing(folder / "compressed.safetensors") as part:
-            save_file(tensors, part)
+            part.write_bytes(save(tensors))
         self.plan.save(folder / "plan.json")
         write_json(
             folder / "compressed.json",

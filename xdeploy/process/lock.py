@@ -53,8 +53,9 @@ def _open(path: Path, what: str) -> int:
         except OSError:
             return handle
         if _is_at(handle, path):
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+            with contextlib.suppress(OSError):  # no room for a number that is only told to others
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
             return handle
         os.close(handle)
 
