@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xdeploy.builder.script import read
 from xdeploy.errors import ToolchainError
 from xdeploy.files import quiet_stderr, replacing
 from xdeploy.kernel import Code
@@ -108,9 +109,7 @@ def _function(tvm: Any, tirx: Any, symbol: str, code: Code, machine: Any) -> Any
 @functools.lru_cache(maxsize=1024)
 def _parse(text: str) -> Any:
     """Parsing takes longer than compiling, and one text serves several targets."""
-    from tvm.script import from_source
-
-    return from_source(text.replace("{symbol}", "kernel"))
+    return read(text.replace("{symbol}", "kernel"))
 
 
 def _failure(what: str, error: Exception, log: Path) -> ToolchainError:

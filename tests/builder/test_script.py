@@ -1,0 +1,65 @@
+"""Texts of kernels read quickly: the same functions as TVM's own parser reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import tvm
+from tvm.script import from_source
+
+from tests.kernels.cases import cases
+from xdeploy.builder import script
+from xdeploy.kernel import KERNELS
+from xdeploy.target import load_target
+
+TARGETS = ("x86-64", "cortex-a710", "cortex-a72", "cortex-m55", "cortex-m4", "cortex-m3", "cortex-m0plus")
+HEAD = """\
+@T.prim_func
+def kernel(pX: T.handle("int8"), n: T.int32):
+    X = T.decl_buffer((1 << 30,), "int8", data=pX)
+"""
+
+
+def _texts(op: str, step: int) -> Iterator[str]:
+    """One text of every row for some cases."""
+    targets, seen = [load_target(name) for name in TARGETS], set()
+    for case in cases(op)[::step]:
+        for row in KERNELS.values():
+            target = next((t for t in targets if row.isa in t.features), None)
+            if row.op != op or target is None or not row.applies(case.graph, case.node, target):
+                continue
+            code = row.emit(case.graph, case.node, target)
+            if code.language == "tir" and (row.name, row.op) not in seen:
+                seen.add((row.name, row.op))
+                yield code.text.replace("{symbol}", "kernel")
+
+
+@pytest.mark.parametrize("op", sorted({row.op for row in KERNELS.values()} - {"float"}))
+def test_the_same_function(op: str) -> None:
+    texts = list(_texts(op, 40))
+    assert texts
+    for text in texts:
+        tvm.ir.assert_structural_equal(script._quickly(text), from_source(text))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "    if n > 3 and n < 9:\n        X[n] = T.int8(1)\n",
+        "    if n > 3 or not n < 9:\n        X[n] = T.int8(1)\n    else:\n        X[0] = X[n]\n",
+        "    for i in range(n):\n        at: T.let[T.int32] = i * 2 + 1\n        X[at] = T.cast(at, \"int8\")\n",
+        "    v = X[T.ramp(n, 1, 4)]\n    X[T.ramp(0, 1, 4)] = v + v\n",
+    ],
+)  # fmt: skip
+def test_what_python_does_not_evaluate(body: str) -> None:
+    tvm.ir.assert_structural_equal(script.read(HEAD + body), from_source(HEAD + body))
+
+
+@pytest.mark.parametrize("body", ["    X[n] = unknown\n", "    X[n = 3\n", "    T.nothing()\n"])
+def test_errors_are_tvms_own(body: str) -> None:
+    with pytest.raises(Exception) as own:  # noqa: PT011 (of whatever kind)
+        from_source(HEAD + body)
+    with pytest.raises(type(own.value)) as ours:
+        script.read(HEAD + body)
+    assert str(ours.value) == str(own.value)
