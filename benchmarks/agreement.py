@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from xdeploy.bench.host import HostRunner
 from xdeploy.console import Console
+from xdeploy.environment import commit
 from xdeploy.files import write_json
 from xdeploy.formats import Int8
 from xdeploy.handover import Artifact, IoSpec, quantity
@@ -77,7 +77,7 @@ def measure(path: Path, images: Path, output: Path, samples: int | None) -> dict
         "ties_at_the_top": {k: int((v[:, 0] == v[:, 1]).sum()) for k, v in tops.items()},
         "nodes": compare_with_onnx(path, graph, codes[:COMPARED]),
         "nodes_n": min(COMPARED, len(codes)),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+        "commit": commit(ROOT),
     }
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from xdeploy.coding.file import coded_bytes, pack, same, unpack
 from xdeploy.compress.apply import quantise
 from xdeploy.compress.model import CompressedModel
+from xdeploy.environment import commit
 from xdeploy.files import write_json
 from xdeploy.handover import CompressionPlan, PlanLine, quantity
 from xdeploy.model.network import Network
@@ -126,9 +127,9 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     parser.add_argument("--nncodec", type=Path, metavar="PYTHON", help="the Python that has nncodec")
     args = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    made_at = commit(ROOT)
     rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
-    rows = [r for r in rows if r["commit"] == commit and (args.nncodec is None or r["codes"]["nncodec"])]
+    rows = [r for r in rows if r["commit"] == made_at and (args.nncodec is None or r["codes"]["nncodec"])]
     source = load_source(
         "xdeploy.model.zoo:resnet20", args.shared / "models" / "resnet20-cifar10-jpeg.safetensors",
         args.shared / "data" / "cifar10-jpeg-train.zip", args.shared / "data" / "cifar10-jpeg-test.zip",
@@ -139,7 +140,7 @@ def main() -> None:
             method = f"{fmt}, {zeros:.0%} zeros"
             if any(r["method"] == method for r in rows):
                 continue
-            rows.append({**row(source, fmt, zeros, args.nncodec), "seed": 0, "commit": commit})
+            rows.append({**row(source, fmt, zeros, args.nncodec), "seed": 0, "commit": made_at})
             write_json(RESULTS, {"schema": "xdeploy.benchmark/1", "runs": rows})
             print(method, {k: v and v["value"] for k, v in rows[-1]["codes"].items()}, rows[-1]["coded_bytes"]["value"])
 

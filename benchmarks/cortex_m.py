@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from xdeploy.console import Console
+from xdeploy.environment import commit
 from xdeploy.files import read_json, write_json
 from xdeploy.formats import FORMATS, QParams, requant
 from xdeploy.handover import GoldenIo, IoSpec
@@ -195,9 +195,9 @@ def main() -> None:
     }  # fmt: skip
     path = ROOT / "benchmarks" / "results" / "cortex_m.json"
     document = read_json(path, "xdeploy.benchmark/1") if path.exists() else {"schema": "xdeploy.benchmark/1"}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    made_at = commit(ROOT)
     for name in [args.only] if args.only else parts:
-        document[name] = {"commit": commit, "rows": list(parts[name]())}
+        document[name] = {"commit": made_at, "rows": list(parts[name]())}
         write_json(path, document)  # what is done is kept if a later part fails
     print_tables(document)
 

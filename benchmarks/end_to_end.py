@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from xdeploy.console import Console
+from xdeploy.environment import commit
 from xdeploy.files import write_json
 from xdeploy.pipeline import run
 from xdeploy.recipe import Recipe
@@ -51,7 +51,7 @@ def measure(shared: Path, weights: str, output: Path) -> dict[str, Any]:
         "macs": report["model"]["macs"],
         "targets": report["targets"],
         "stages": report["stages"],
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
+        "commit": commit(ROOT),
     }
 
 
