@@ -49,6 +49,9 @@ def test_the_same_function(op: str) -> None:
         "    if n > 3 and n < 9:\n        X[n] = T.int8(1)\n",
         "    if n > 3 or not n < 9:\n        X[n] = T.int8(1)\n    else:\n        X[0] = X[n]\n",
         "    for i in range(n):\n        at: T.let[T.int32] = i * 2 + 1\n        X[at] = T.cast(at, \"int8\")\n",
+        "    for i, j in T.grid(n, 3):\n        X[i * 3 + j] = T.int8(0)\n",
+        "    for i in T.unroll(4):\n        for j in T.vectorized(8):\n            X[i * 8 + j] = T.int8(0)\n",
+        "    for i in range(1, n):\n        X[i] = X[i - 1]\n",
         "    v = X[T.ramp(n, 1, 4)]\n    X[T.ramp(0, 1, 4)] = v + v\n",
     ],
 )  # fmt: skip

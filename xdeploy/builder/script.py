@@ -103,8 +103,10 @@ class _Places(ast.NodeTransformer):
         return node
 
     def visit_For(self, node: ast.For) -> ast.For:
-        """The bounds of a range, then what it holds."""
-        if isinstance(node.iter, ast.Call):
+        """What is looped over, then what it holds; TVM looks at the bounds of a `range`."""
+        if isinstance(node.iter, ast.Call) and isinstance(node.iter.func, ast.Name):
             node.iter.args = [self._place(arg) for arg in node.iter.args]
+        else:
+            node.iter = self._place(node.iter)
         self.generic_visit(node)
         return node
