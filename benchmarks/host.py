@@ -1,12 +1,11 @@
-"""Host and Cortex-A code beside other engines; writes results/host.json.
+"""Host code beside other engines; writes results/host.json. (`aarch64_peers.py` does so for AArch64.)
 
-x86-64: int8 networks, one thread, batch 1, ours against OpenVINO, ONNX Runtime and LiteRT in interleaved rounds of one
+Int8 networks, one thread, batch 1, ours against OpenVINO, ONNX Runtime and LiteRT in interleaved rounds of one
 process (`pip install '.[peers]'`), each peer on the fastest of its forms of the same network. Beside them the machine's
 own limit, two chains of `vpmaddwd` measured before and after; the share of it by layer; and what a C program sees: time
-from loading the library to the first output, peak memory. AArch64: executed instructions at every feature level, which
-are deterministic; no peer is counted.
+from loading the library to the first output, peak memory.
 
-Run: python benchmarks/host.py [--shared DIR] [--output DIR] [--only NAME ...] [--rounds N] [--part x86-64|aarch64]
+Run: python benchmarks/host.py [--shared DIR] [--output DIR] [--only NAME ...] [--rounds N]
 Rows are written as they are finished; the others of an earlier run stay.
 """
 
@@ -54,7 +53,6 @@ ZOO = {
     "MLP 735-512-512-256-256-128-128-12": ("mlp", (735,), 12),
     "VGG16": ("vgg16", (3, 32, 32), 10),
 }
-LEVELS = {"cortex-a72": "v8.0", "cortex-a76": "dot product", "cortex-a710": "i8mm"}
 _LANES, _CHAINS = 16, 12  # int16 products of one instruction; independent sums
 
 
@@ -170,48 +168,23 @@ def x86(name: str, shared: Path, output: Path, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------- AArch64
-def aarch64(name: str, shared: Path, output: Path) -> dict[str, Any]:
-    """One network: executed instructions at every feature level."""
-    asked = request(name, shared, output, tuple(LEVELS))
-    with Console() as console:
-        run(asked, until="bench", progress=console)
-    rows = {}
-    for target, level in LEVELS.items():
-        found, program = (json.loads((asked.output / target / f"{f}.json").read_text()) for f in ("bench", "program"))
-        macs, count = sum(n["macs"] for n in program["nodes"]), found["quantities"]["instructions"]
-        rows[level] = {"target": target, "verdict": found["verdict"], "instructions": count,
-                       "per_mac": count["value"] / macs, "macs": macs}  # fmt: skip
-    return {"network": name, "levels": rows}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     parser.add_argument("--output", type=Path, default=Path("out-benchmarks") / "host")
     parser.add_argument("--only", nargs="+", choices=(*FILES, *ZOO), default=[*FILES, *ZOO], metavar="NAME")
     parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--part", choices=("x86-64", "aarch64"))
     args = parser.parse_args()
-    document = read_json(RESULT, SCHEMA) if RESULT.exists() else {"schema": SCHEMA}
-    for part in [args.part] if args.part else ["x86-64", "aarch64"]:
-        for name in args.only:
-            made = (
-                x86(name, args.shared, args.output, args.rounds)
-                if part == "x86-64"
-                else aarch64(name, args.shared, args.output / "arm")
-            )
-            rows = {row["network"]: row for row in document.get(part, ())}
-            rows[name] = {**made, "commit": commit(ROOT), "environment": environment()}
-            document[part] = list(rows.values())
-            write_json(RESULT, document)
-            print(told(rows[name]), flush=True)
+    document: dict[str, Any] = read_json(RESULT, SCHEMA) if RESULT.exists() else {"schema": SCHEMA, "rows": []}
+    for name in args.only:
+        row = {**x86(name, args.shared, args.output, args.rounds), "commit": commit(ROOT), "environment": environment()}
+        document["rows"] = [*(r for r in document["rows"] if r["network"] != name), row]
+        write_json(RESULT, document)
+        print(told(row), flush=True)
 
 
 def told(row: dict[str, Any]) -> str:
     """A line for the terminal."""
-    if "levels" in row:
-        return f"{row['network']}: " + ", ".join(f"{k} {v['per_mac']:.3f} a MAC" for k, v in row["levels"].items())
     ratio = row.get("ratio_to_best_peer", {})
     return (
         f"{row['network']}: {row['latency']['value'] * 1e6:.1f} us, {row['verdict']}, ours/best peer "
