@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ import warm
 from tests.conftest import seed
 from tests.promises import steps
 from xdeploy.process.child import tied
+from xdeploy.process.lock import locked, scratch_folder
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 POINTS = 24
@@ -102,3 +104,21 @@ def _command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return ""
+
+
+def test_a_context_that_a_child_ends_stays_its_parents(tmp_path: Path) -> None:
+    stack = contextlib.ExitStack()
+    folder = stack.enter_context(scratch_folder("test"))
+    stack.enter_context(locked(tmp_path / ".lock", "the folder"))
+    pid = os.fork()
+    if not pid:
+        try:
+            stack.close()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert folder.is_dir()
+    assert (tmp_path / ".lock").is_file()
+    stack.close()
+    assert not folder.exists()
+    assert not (tmp_path / ".lock").exists()

@@ -28,12 +28,13 @@ def locked(path: Path, what: str) -> Iterator[None]:
     Raises:
         UsageError: another process holds it, by its number.
     """
-    handle = _open(path, what)
+    handle, holder = _open(path, what), os.getpid()
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink()  # while it is held: who opened it before finds it gone and makes another
+        if os.getpid() == holder:  # a child that was forked meanwhile has nothing to clear away
+            with contextlib.suppress(OSError):
+                path.unlink()  # while it is held: who opened it before finds it gone and makes another
         os.close(handle)
 
 
@@ -102,10 +103,12 @@ def scratch_folder(kind: str) -> Iterator[Path]:
         if held(handle, folder):
             break
         os.close(handle)
+    holder = os.getpid()
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if os.getpid() == holder:  # not in a child that was forked meanwhile, where this may be collected as garbage
+            shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
 
 
