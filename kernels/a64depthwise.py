@@ -143,7 +143,6 @@ class _Writer:
         self.source = s = opened(node, self.copied)
         self.stage = Stage(s, node)
         s.local("acc", _TILE * CHUNK)
-        self.counts: set[str] = set()
 
     def code(self) -> Code:
         """The whole function."""
@@ -151,7 +150,7 @@ class _Writer:
         if self.copied:
             copy_image(s, self.shape)
         if lanes.blocks and lanes.vectors:
-            with s.block(f"for o in range({self._count(lanes.blocks)}):"):
+            with s.block(f"for o in range({self.source.turns(lanes.blocks)}):"):
                 self._rows("o", lanes.vectors, CHUNK)
         if lanes.rest and not lanes.folded:
             self._rows(str(lanes.blocks), lanes.vectors, lanes.rest)
@@ -159,22 +158,15 @@ class _Writer:
             self._rows("0", 1, lanes.rest, lanes.vectors)
         return s.code()
 
-    def _count(self, count: int) -> str:
-        """A loop's turns as a scalar, which keeps LLVM from writing it out."""
-        name = f"n{count}"
-        if name not in self.counts:
-            self.counts.add(self.source.integer(name, count))
-        return f"T.max({name}, 1)"
-
     def _rows(self, o: str, vectors: int, codes: int, first: int = 0) -> None:
         """All vectors of a block of channels, `codes` of which are stored."""
         s, tile = self.source, min(_TILE, vectors)
         whole, rest = divmod(vectors, tile)
-        with s.block(f"for y in range({self._count(self.shape.out_height)}):"):
-            with s.block(f"for x in range({self._count(whole)}):"):
+        with s.block(f"for y in range({self.source.turns(self.shape.out_height)}):"):
+            with s.block(f"for x in range({self.source.turns(whole)}):"):
                 self._tile(o, f"({first} + x * {tile})", tile, codes)
             if rest:
-                with s.block(f"for x in range({self._count(1)}):"):
+                with s.block(f"for x in range({self.source.turns(1)}):"):
                     self._tile(o, f"({first + whole * tile} + x)", rest, codes)
 
     def _tile(self, o: str, x: str, count: int, codes: int) -> None:

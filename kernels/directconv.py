@@ -214,7 +214,6 @@ class _Writer:
         self.runs, self.tiling = Runs.of(self.shape, self.copied), row.tiling(self.shape, node)
         self.parts = _parts(self.product, self.runs.codes)
         self.source = s = opened(node, self.copied, self.product.dtype)
-        self.counts: set[str] = set()
         s.integer("nothing", 0)
         self.stage = self.product.stage(s, node)
         tiles = [(p, self.tiling.groups) for p, _ in self.tiling.pixels]
@@ -227,7 +226,7 @@ class _Writer:
         if self.copied:
             copy_image(s, self.shape, self.product.dtype)
         if t.blocks:
-            with s.block(f"for o in range({self._count(t.blocks)}):"):
+            with s.block(f"for o in range({self.source.turns(t.blocks)}):"):
                 self._block("o", t.groups, t.pixels, t.groups * self.product.lanes)
         if t.rest:
             self._block(
@@ -239,21 +238,14 @@ class _Writer:
         """All pixels of one block of channels."""
         s, shape = self.source, self.shape
         rows, width = (1, shape.pixels) if shape.pointwise else (shape.out_height, shape.out_width)
-        with s.block(f"for y in range({self._count(rows)}):"):
+        with s.block(f"for y in range({self.source.turns(rows)}):"):
             start = 0
             for pixels, count in tiles:
-                with s.block(f"for x in range({self._count(count)}):"):
+                with s.block(f"for x in range({self.source.turns(count)}):"):
                     column = f"({start} + x * {pixels})"
                     self._window(pixels, groups, o, column)
                     self._outputs(pixels, groups, o, f"y * {width} + {column}", channels)
                 start += pixels * count
-
-    def _count(self, count: int) -> str:
-        """A loop's turns as a scalar: LLVM cannot write it out and then load what does not change before it."""
-        name = f"n{count}"
-        if name not in self.counts:
-            self.counts.add(self.source.integer(name, count))
-        return f"T.max({name}, 1)"
 
     def _outputs(self, pixels: int, groups: int, o: str, pixel: str, channels: int) -> None:
         """Requantise and store a tile."""
@@ -284,13 +276,13 @@ class _Writer:
                 # x * nothing: or LLVM would load all weights before the loop over pixels, and run out of registers
                 self._run(pixels, groups, at, f"{weights} + x * nothing + {r * step}")
             return
-        with s.block(f"for ky in range({self._count(runs.rows)}):"):
+        with s.block(f"for ky in range({self.source.turns(runs.rows)}):"):
             self._columns(pixels, groups, base, weights, step)
 
     def _columns(self, pixels: int, groups: int, base: str, weights: str, step: int) -> None:
         """The runs of one row of a window."""
         s, runs = self.source, self.runs
-        with s.block(f"for kx in range({self._count(runs.columns)}):") if runs.columns > 1 else nullcontext():
+        with s.block(f"for kx in range({self.source.turns(runs.columns)}):") if runs.columns > 1 else nullcontext():
             kx = "kx" if runs.columns > 1 else "0"
             at = f"{base} + ky * {runs.row_step} + {kx} * {runs.column_step}"
             self._run(pixels, groups, at, f"{weights} + (ky * {runs.columns} + {kx}) * {step}")
@@ -301,7 +293,7 @@ class _Writer:
         whole = sum(n == chunk for n in self.parts)
         rolled = whole > _ROLLED
         if rolled:
-            with s.block(f"for j in range({self._count(whole)}):"):
+            with s.block(f"for j in range({self.source.turns(whole)}):"):
                 self._part(pixels, groups, chunk, f"{at} + j * {chunk}", f"{weights} + j * {chunk * per_code}")
         start = whole * chunk if rolled else 0
         for n in self.parts[whole if rolled else 0 :]:

@@ -59,6 +59,21 @@ class Copying(ABC):
         return fits and self.copied(Shape.of(graph, node))
 
 
+class WideCopying(Copying):
+    """Rows that read int16, and so always copy."""
+
+    __slots__ = ()
+
+    @property
+    def wide(self) -> bool:
+        """The copy is int16."""
+        return True
+
+    def copied(self, shape: Shape) -> bool:
+        """Always."""
+        return True
+
+
 def opened(node: Node, copied: bool, dtype: str = "int8", weights: str = "int8") -> Source:
     """A function with input X, weights W, bias B, multipliers M and output Y; with a copy also P and in_zero."""
     s = Source()

@@ -32,6 +32,7 @@ class Source:
         self._lines: list[str] = []
         self._depth = 1
         self._lets = 0
+        self._turns: set[str] = set()
         self._functions: dict[str, str] = {}  # assembly functions that are called: name -> LLVM IR
 
     def _pointer(self, arg: Arg, name: str, dtype: str) -> str:
@@ -72,6 +73,13 @@ class Source:
         """Registers: a local array, to be indexed by constants only."""
         self._views.append(f'{name} = T.alloc_local(({size},), "{dtype}")')
         return name
+
+    def turns(self, count: int) -> str:
+        """Bound of a loop, a scalar, which keeps LLVM from writing it out and loading ahead what does not change."""
+        name = f"n{count}"
+        if name not in self._turns:
+            self._turns.add(self.integer(name, count))
+        return f"T.max({name}, 1)"
 
     def let(self, value: str) -> str:
         """A name for an int32 expression: indices that are repeated take long to parse."""

@@ -114,6 +114,14 @@ class PairProduct(Product):
         return acc(pixel * groups + group)
 
 
+class WidePairProduct(PairProduct):
+    """The same with weights that are int16 in memory."""
+
+    def _weights(self, bind: Bind, w: str, index: int) -> str:
+        """Pairs of eight channels."""
+        return bind(f"W[{ramp(f'{w} + {index * CHUNK}', CHUNK)}]")
+
+
 class Stage(OutStage):
     """Groups of eight channels, two at a time in the order of PairProduct; M holds the multipliers."""
 

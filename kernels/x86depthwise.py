@@ -20,7 +20,7 @@ from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
 from .conv import Shape, is_depthwise
-from .imagecopy import Copying, copy_cost, copy_image, opened, row_codes
+from .imagecopy import WideCopying, copy_cost, copy_image, opened, row_codes
 from .snippets import channel_consts
 from .vectors import ramp, shuffle
 from .x86 import LANES, PairProduct, avx2
@@ -43,19 +43,10 @@ def pairs_of(kernel: tuple[int, int]) -> list[tuple[Tap, Tap | None]]:
 
 
 @dataclass(frozen=True, slots=True)
-class DepthwiseRow(Copying):
+class DepthwiseRow(WideCopying):
     """The row of one weight format."""
 
     format: WeightFormat
-
-    @property
-    def wide(self) -> bool:
-        """The copy is int16."""
-        return True
-
-    def copied(self, shape: Shape) -> bool:
-        """Always."""
-        return True
 
     def applies(self, graph: LoweredGraph, node: Node, target: Target) -> bool:
         """Depthwise with multiplier 1 in this format; with a residual channels in multiples of 8."""
@@ -105,35 +96,27 @@ class _Writer:
         self.source = s = opened(node, True, "int16", weights="int16")
         self.stage = _PRODUCT.stage(s, node)
         s.local("acc", _TILE * _FULL)
-        self.counts: set[str] = set()
 
     def code(self) -> Code:
         """The whole function."""
         s, (blocks, rest) = self.source, divmod(self.shape.channels, _FULL)
         copy_image(s, self.shape, "int16")
         if blocks:
-            with s.block(f"for o in range({self._count(blocks)}):"):
+            with s.block(f"for o in range({self.source.turns(blocks)}):"):
                 self._rows("o", _FULL)
         if rest:
             self._rows(str(blocks), rest)
         return s.code()
 
-    def _count(self, count: int) -> str:
-        """A loop's turns as a scalar, which keeps LLVM from writing it out."""
-        name = f"n{count}"
-        if name not in self.counts:
-            self.counts.add(self.source.integer(name, count))
-        return f"T.max({name}, 1)"
-
     def _rows(self, o: str, codes: int) -> None:
         """All pixels of a block of channels, `codes` of which are stored."""
         s, width = self.source, self.shape.out_width
         tile = min(_TILE, width)
-        with s.block(f"for y in range({self._count(self.shape.out_height)}):"):
-            with s.block(f"for x in range({self._count(width // tile)}):"):
+        with s.block(f"for y in range({self.source.turns(self.shape.out_height)}):"):
+            with s.block(f"for x in range({self.source.turns(width // tile)}):"):
                 self._tile(o, f"x * {tile}", tile, codes)
             if width % tile:
-                with s.block(f"for x in range({self._count(1)}):"):
+                with s.block(f"for x in range({self.source.turns(1)}):"):
                     self._tile(o, f"{width // tile * tile} + x", width % tile, codes)
 
     def _tile(self, o: str, x: str, count: int, codes: int) -> None:

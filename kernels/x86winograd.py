@@ -1,7 +1,7 @@
 """Winograd convolution F(2x2, 3x3) in exact integers for AVX2: 16 multiplications for four outputs instead of 36.
 
 `winograd` has the algebra and its limits. The padded image is int16; a strip of tiles at a time is transformed,
-multiplied place by place as a matrix product of pairs (`x86.PairProduct`), and transformed back into codes. Weights
+multiplied place by place as a matrix product of pairs (`x86.WidePairProduct`), and transformed back into codes. Weights
 take 32/9 of the bytes, which the row's tag says.
 """
 
@@ -20,15 +20,16 @@ from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.target import Target
 
 from .conv import Shape
-from .imagecopy import Copying, copy_cost, copy_image, image_codes, opened, row_codes
+from .imagecopy import WideCopying, copy_cost, copy_image, image_codes, opened, row_codes
+from .product import CHUNK
 from .snippets import channel_consts
-from .vectors import as_type, ramp
+from .vectors import ramp
 from .winograd import exact, transformed
 from .winogradasm import PLACES
-from .x86 import LANES, PairProduct, acc, avx2
+from .x86 import LANES, WidePairProduct, acc
 
 _STRIP = 32  # tiles at a time, more only where a row has more
-_PRODUCT = PairProduct()
+_PRODUCT = WidePairProduct()
 _PIXELS, _GROUPS = 6, 2  # tiles and groups of channels of one matrix product in registers
 _STREAMED = 32  # bytes of weights that cost as much as an instruction, where they are read once per strip
 
@@ -66,19 +67,10 @@ def _groups(shape: Shape) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class WinogradRow(Copying):
+class WinogradRow(WideCopying):
     """The row of one weight format."""
 
     format: WeightFormat
-
-    @property
-    def wide(self) -> bool:
-        """The copy is int16."""
-        return True
-
-    def copied(self, shape: Shape) -> bool:
-        """Always."""
-        return True
 
     def applies(self, graph: LoweredGraph, node: Node, target: Target) -> bool:
         """3x3, stride 1, no dilation or groups, channels in multiples of 8, sums proven."""
@@ -165,32 +157,24 @@ class _Writer:
         s.view("S", "P", "int32")
         self.stage = _PRODUCT.stage(s, node)
         s.local("acc", LANES * _PIXELS * _GROUPS)
-        self.counts: set[str] = set()
         self.wide = self.groups * LANES  # channels of the sums
 
     def code(self) -> Code:
         """The whole function."""
         s, tiles = self.source, self.tiles
         copy_image(s, _padded(self.shape), "int16")
-        with s.block(f"for strip in range({self._count(tiles.rows // tiles.strip)}):"):
+        with s.block(f"for strip in range({self.source.turns(tiles.rows // tiles.strip)}):"):
             self._each_tile(self._transform)
-            with s.block(f"for place in range({self._count(PLACES)}):"):
+            with s.block(f"for place in range({self.source.turns(PLACES)}):"):
                 self._products()
             self._each_tile(self._inverse)
         return s.code()
 
-    def _count(self, count: int) -> str:
-        """A loop's turns as a scalar, which keeps LLVM from writing it out."""
-        name = f"n{count}"
-        if name not in self.counts:
-            self.counts.add(self.source.integer(name, count))
-        return f"T.max({name}, 1)"
-
     def _each_tile(self, body: Any) -> None:
         s = self.source
         with (
-            s.block(f"for row in range({self._count(self.tiles.strip)}):"),
-            s.block(f"for column in range({self._count(self.tiles.columns)}):"),
+            s.block(f"for row in range({self.source.turns(self.tiles.strip)}):"),
+            s.block(f"for column in range({self.source.turns(self.tiles.columns)}):"),
         ):
             body(f"(row * {self.tiles.columns} + column)")
 
@@ -199,7 +183,7 @@ class _Writer:
         s, c = self.source, self.shape.channels
         lanes = 16 if c % 16 == 0 else LANES
         row = row_codes(_padded(self.shape), True)
-        with s.block(f"for k in range({self._count(c // lanes)}):"):
+        with s.block(f"for k in range({self.source.turns(c // lanes)}):"):
             base = s.let(f"(strip * {self.tiles.strip} + row) * {2 * row} + column * {2 * c} + k * {lanes}")
             to = s.let(f"{_tiles_at(self.shape) // 2} + {tile} * {c} + k * {lanes}")
             rows = [
@@ -215,10 +199,10 @@ class _Writer:
         """Sums of one place: tiles of the strip by channels."""
         s, start = self.source, 0
         for groups, count in _cut(self.groups, _GROUPS):
-            with s.block(f"for o in range({self._count(count)}):"):
+            with s.block(f"for o in range({self.source.turns(count)}):"):
                 first = 0
                 for tiles, n in _cut(self.tiles.count, _PIXELS):
-                    with s.block(f"for t in range({self._count(n)}):"):
+                    with s.block(f"for t in range({self.source.turns(n)}):"):
                         self._product(groups, tiles, f"({start} + o * {groups})", f"({first} + t * {tiles})")
                     first += tiles * n
             start += groups * count
@@ -229,17 +213,13 @@ class _Writer:
             s(f"{acc(index)} = T.broadcast(0, {LANES})")
         codes = s.let(f"{_tiles_at(self.shape) // 2} + place * {_tiles_step(self.shape)} + {tile} * {c}")
         weights = s.let(f"(place * {self.groups} + {group}) * {c * LANES}")
-        with s.block(f"for k in range({self._count(c // 2)}):"):
-            loaded = [
-                self.stage.bind(f"W[{ramp(f'{weights} + (k * {groups} + {v}) * {2 * LANES}', 2 * LANES)}]")
-                for v in range(groups)
-            ]
-            for p in range(tiles):
-                pair = as_type("int32", f"P[{ramp(f'{codes} + {p * c} + k * 2', 2)}]")
-                value = self.stage.bind(as_type("int16x16", f"T.broadcast({pair}, {LANES})"))
-                for v in range(groups):
-                    a = acc(p * groups + v)
-                    s(f"{a} = {a} + {avx2('int32x8', 'x86.avx2.pmadd.wd', value, loaded[v])}")
+        with s.block(f"for k in range({self.source.turns(c // 2)}):"):
+
+            def code(tile: int, offset: int, lanes: int) -> str:
+                return f"P[{ramp(f'{codes} + {tile * c + offset} + k * 2', lanes)}]"
+
+            at = f"{weights} + k * {groups * CHUNK}"
+            _PRODUCT.multiply(s, self.stage.bind, tiles, groups, 2, code, at, True)
         sums = (
             f"{_sums_at(self.shape) // 4} + place * {_sums_step(self.shape)} + {tile} * {self.wide} + {group} * {LANES}"
         )
@@ -251,7 +231,7 @@ class _Writer:
         """A^T M A of one tile, and its codes, up to 16 channels at a time."""
         s, start = self.source, 0
         for groups, count in _cut(self.groups, _GROUPS):
-            with s.block(f"for o in range({self._count(count)}):"):
+            with s.block(f"for o in range({self.source.turns(count)}):"):
                 first = f"({start} + o * {groups})"
                 outputs = [self._outputs(tile, f"{first} * {LANES} + {v * LANES}") for v in range(groups)]
                 multipliers = [f"M[{ramp(f'{first} * {LANES} + {v * LANES}', LANES)}]" for v in range(groups)]
