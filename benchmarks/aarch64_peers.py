@@ -48,7 +48,7 @@ from xdeploy.target import load_target
 LEVELS = {"cortex-a72": "v8.0", "cortex-a76": "dot product", "cortex-a710": "i8mm"}  # target -> its level
 HERE = ROOT / "benchmarks" / "aarch64_peers"
 RESULT = ROOT / "benchmarks" / "results" / "aarch64_peers.json"
-MIRROR, SUITE, PYTHON = "http://deb.debian.org/debian", "bookworm", "3.11"
+SUITE, PYTHON = "bookworm", "3.11"
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
 PEERS = ("onnxruntime", "ai-edge-litert")
 WARM, ROUNDS, MORE = 2, 3, 2  # inferences before counting; repetitions; how many more in the longer stretch
@@ -83,7 +83,7 @@ def make_root(root: Path) -> None:
     """Debian's Python for arm64 and the peers' wheels, unpacked; nothing of them is run."""
     if not (root / "usr" / "bin" / f"python{PYTHON}").exists():
         words = ["--arch=arm64", "--foreign", "--variant=minbase", "--include=python3,libstdc++6,libgomp1"]
-        subprocess.run(["debootstrap", *words, SUITE, str(root.resolve()), MIRROR], check=True)
+        subprocess.run(["debootstrap", *words, SUITE, str(root.resolve())], check=True)
         for package in sorted((root / "var" / "cache" / "apt" / "archives").glob("*.deb")):
             subprocess.run(["dpkg-deb", "-x", str(package), str(root)], check=True)
     if not (root / "site").exists():

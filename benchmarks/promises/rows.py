@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from xdeploy.environment import commit
 from xdeploy.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,7 @@ def work(
         print(key, found[key].get("file", ""), told, *found[key]["wrong"], flush=True)
         document = _document()  # another sweep may write its own section meanwhile
         failed = sorted(k for k, r in found.items() if r["wrong"])
-        told = {"of": len(offered), **counts(found), "failed": failed, "commit": _commit()}
+        told = {"of": len(offered), **counts(found), "failed": failed, "commit": commit(ROOT)}
         write_json(RESULTS, {**document, section: {**told, "rows": found}})
     return 1 if any(r["wrong"] for r in found.values()) else 0
 
@@ -53,8 +53,3 @@ def _document() -> dict[str, Any]:
         return {"schema": "xdeploy.promises/1"}
     value: dict[str, Any] = json.loads(RESULTS.read_text())
     return value
-
-
-def _commit() -> str:
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
