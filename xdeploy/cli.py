@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from xdeploy import __version__
 from xdeploy.commands import bench, coding, examine, setting, stages, sweep, tools
@@ -77,9 +78,21 @@ def _explain(error: Exception) -> int:
     if isinstance(error, XdeployError):
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    told = f"internal error: {type(error).__name__}: {error}\nhint: run again with --debug and report it"
-    print(told, file=sys.stderr)
+    told = f"internal error: {type(error).__name__}: {error} ({_place(error)})"
+    print(f"{told}\nhint: run again with --debug and report it", file=sys.stderr)
     return 1
+
+
+def _place(error: Exception) -> str:
+    """The innermost line of ours that led to it, which is what a report of it needs first."""
+    import traceback
+
+    package = Path(__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [x for x in frames if Path(x.filename).is_relative_to(package)]
+    frame = (ours or frames)[-1]
+    name = Path(frame.filename)
+    return f"{name.relative_to(package.parent) if ours else name.name}, line {frame.lineno}"
 
 
 if __name__ == "__main__":
