@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.errors import UsageError, XdeployError
-from xdeploy.process.lock import SCRATCH, held, unheld
+from xdeploy.process.lock import held, scratch_folder, unheld
 
 _MAX_TOML = 1 << 20
 _LONG_KEY = re.compile(r"(?<![\w-])(?:[\w-]++[\"']?[ \t]*+\.[ \t]*+[\"']?){32}")
@@ -212,12 +212,11 @@ def sha256(path: Path) -> str:
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[Path]:
     """Send the file descriptor 2 to a file meanwhile: TVM and LLVM write warnings there from C++."""
-    with tempfile.NamedTemporaryFile(prefix=SCRATCH, suffix=".log") as log:
-        held(log.fileno(), Path(log.name))  # of a living process, for `lock.sweep_scratch`
+    with scratch_folder("stderr") as folder, (folder / "log").open("wb") as log:
         saved = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:
-            yield Path(log.name)
+            yield folder / "log"
         finally:
             os.dup2(saved, 2)
             os.close(saved)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from xdeploy.errors import UsageError
 
-SCRATCH = "xdeploy-scratch-"  # begins the names of temporary folders and logs that are locked while they are used
+SCRATCH = "xdeploy-scratch-"  # begins the names of temporary folders that are locked while they are used
 
 
 @contextlib.contextmanager
@@ -99,7 +99,10 @@ def scratch_folder(kind: str) -> Iterator[Path]:
     """A temporary folder, locked, so that `sweep_scratch` can tell those of killed processes."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{kind}-"))
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # another process's sweep came before the lock
+            continue
         if held(handle, folder):
             break
         os.close(handle)
@@ -113,7 +116,7 @@ def scratch_folder(kind: str) -> Iterator[Path]:
 
 
 def sweep_scratch() -> None:
-    """Remove this user's temporary folders and logs whose processes were killed."""
+    """Remove this user's temporary folders whose processes were killed."""
     with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
         for entry in entries:
             if entry.name.startswith(SCRATCH) and entry.stat(follow_symlinks=False).st_uid == os.getuid():
@@ -124,5 +127,3 @@ def _remove(path: Path) -> None:
     with contextlib.suppress(OSError), unheld(path) as free:
         if free and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif free and path.suffix == ".log":
-            path.unlink()
