@@ -17,8 +17,7 @@ from xdeploy.bench.qemuuser import QemuUserRunner
 from xdeploy.bench.runner import RunOptions
 from xdeploy.bench.via import runner_for
 from xdeploy.builder import build
-from xdeploy.builder.link import program_flags
-from xdeploy.builder.zig import cc
+from xdeploy.builder.link import link_static, program_flags
 from xdeploy.errors import DeviceError
 from xdeploy.handover import Artifact
 from xdeploy.lir import ops
@@ -152,7 +151,8 @@ def by_hand(folder: Path, calls: str = CALLS, status: int = 0) -> QemuUserRunner
     (folder / "main.c").write_text(source)
     names = ['-DXD_HEADER="xd_t.h"', "-DXD(x)=xd_t_##x", "-DXD_UPPER(x)=XD_T_##x"]
     target = load_target("cortex-a72")
-    cc([*program_flags(target), "-I.", *names, "main.c", "run.S", "-o", "xd_t"], folder)
+    triple = str(target.compiler["triple"])
+    link_static([*program_flags(target), "-I.", *names], ["main.c", "run.S"], triple, "xd_t", folder)
     manifest = {
         "target": "cortex-a72", "kind": "linux", "machine": "aarch64", "products": {"program": "xd_t"},
         "input": {"bytes": 4, "shape": [4]}, "output": {"bytes": 4, "shape": [4]},

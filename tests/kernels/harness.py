@@ -16,7 +16,7 @@ from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
 
 from tests.kernels.cases import Case
-from xdeploy.builder.link import bare_triple
+from xdeploy.builder.link import bare_triple, static_flags
 from xdeploy.builder.tir import compile_tir
 from xdeploy.builder.zig import cc
 from xdeploy.kernel import KERNELS, Code, Kernel
@@ -157,14 +157,12 @@ def link(batch: Batch, folder: Path, extra: Sequence[str] = ()) -> Path:
     """Link all functions into a static ELF for an emulator."""
     compile_tir(batch.functions, batch.target).object(folder / "k.o")
     compiler = batch.target.compiler
-    triple = bare_triple(str(compiler["triple"]))
+    flags = ["-target", bare_triple(str(compiler["triple"])), *compiler["flags"], "-O1", "-ffreestanding"]
     keep = [f"-Wl,-u,{s}" for s in batch.functions]
     entry = "reset" if extra else next(iter(batch.functions))
-    system = ["-ffreestanding"]
     if any("__hosted" in s for s in batch.functions):  # float parts may call the mathematical library
-        triple, system = str(compiler["triple"]), ["-static", "-nostartfiles", "-lm"]
-    flags = ["-target", triple, *compiler["flags"], "-O1", *system, "-Wl,--gc-sections", f"-Wl,-e,{entry}"]
-    cc([*flags, *keep, *extra, "k.o", "-o", "k.elf"], folder)
+        flags = [*static_flags(str(compiler["triple"])), "-nostartfiles", "-lm"]
+    cc([*flags, "-Wl,--gc-sections", f"-Wl,-e,{entry}", *keep, *extra, "k.o", "-o", "k.elf"], folder)
     return folder / "k.elf"
 
 

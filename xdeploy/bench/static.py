@@ -5,8 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from xdeploy.builder.link import library_triple, program_flags
-from xdeploy.builder.zig import cc
+from xdeploy.builder.link import library_triple, link_static, program_flags
 from xdeploy.handover import Artifact
 from xdeploy.target import Target
 
@@ -27,7 +26,6 @@ def static_program(artifact: Artifact, target: Target, folder: Path) -> Path:
     defines = [f'-DXD_HEADER="{name}.h"', f"-DXD(x)={name}_##x", f"-DXD_UPPER(x)={name.upper()}_##x"]
     triple = library_triple(str(target.compiler["triple"]))
     parts = [p for p in sorted((source / "src").iterdir()) if p.suffix in (".c", ".S")]
-    flags = program_flags(target, triple)
-    cc([*flags, *defines, f"-I{source / 'include'}", f"-I{source / 'src'}", *parts, "count_main.c", "-lm", "-o", name],
-       folder)  # fmt: skip
+    flags = [*program_flags(target, triple), *defines, f"-I{source / 'include'}", f"-I{source / 'src'}"]
+    link_static(flags, [*parts, "count_main.c"], triple, name, folder)
     return folder / name

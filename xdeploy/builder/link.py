@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -11,6 +12,7 @@ from xdeploy.builder.package import Package
 from xdeploy.builder.stack import stack_bound
 from xdeploy.builder.zig import WARNINGS, ar, cc
 from xdeploy.files import write_text
+from xdeploy.process.lock import scratch_folder
 from xdeploy.target import Target
 
 _PLAIN = ("-ffunction-sections", "-fdata-sections", "-fno-sanitize=all", "-fno-unwind-tables", "-g0",
@@ -39,8 +41,47 @@ def _compile_flags(target: Target, triple: str) -> list[str]:
 
 
 def program_flags(target: Target, triple: str | None = None) -> list[str]:
-    """How a Linux target's static program is compiled and linked; `triple`: for another system than its own."""
-    return [*_compile_flags(target, triple or str(target.compiler["triple"])), "-static", "-Wl,--gc-sections"]
+    """How a file of a Linux target's program is compiled; `triple`: for another system than its own."""
+    return _compile_flags(target, triple or str(target.compiler["triple"]))
+
+
+def static_flags(triple: str) -> list[str]:
+    """How a static program is linked: for no CPU of the architecture in particular.
+
+    A C library is built for exactly these flags the first time (minutes of work), so they are the same for all CPUs.
+    """
+    return ["-target", triple, "-O2", *_PLAIN, "-static", "-Wl,--gc-sections"]
+
+
+def link_static(
+    flags: Sequence[str],
+    sources: Sequence[str | Path],
+    triple: str,
+    out: str,
+    folder: Path,
+    extra: Sequence[str] = ("-lm",),
+) -> None:
+    """Compile each file (an object is taken as it is) with `flags`, and link a static program.
+
+    Args:
+        flags: of the compiler, those of the CPU among them.
+        sources: relative to `folder`, or absolute.
+        triple: of the program, with a C library that links statically.
+        out: the program, relative to `folder`.
+        folder: where it is compiled.
+        extra: words for the linker.
+
+    Raises:
+        ToolchainError: the compiler is missing or fails.
+    """
+    with scratch_folder("link") as scratch:
+        parts: list[str | Path] = []
+        for source in sources:
+            parts.append(source)
+            if Path(source).suffix != ".o":
+                parts[-1] = scratch / f"{len(parts)}.o"
+                cc([*flags, "-c", source, "-o", parts[-1]], folder)
+        cc([*static_flags(triple), *parts, *extra, "-o", out], folder)
 
 
 def bare_triple(triple: str) -> str:
@@ -100,16 +141,13 @@ def link_bare(package: Package, folder: Path, weights: Path) -> Path:
     script = folder / "build" / "bare.ld"
     write_text(script, files("xdeploy.targets.support").joinpath("bare.ld").read_text(encoding="utf-8"))
     triple = str(package.target.compiler["triple"])
-    system = ["-ffreestanding"]
-    if package.has_float:
-        triple, system = library_triple(triple), ["-static", "-nostartfiles", "-lm"]
-    else:
-        triple = bare_triple(triple)
     extra = ["-Wl,--gc-sections", f"-Wl,-e,{package.name}_run", f"-Wl,-T,{_below(script, folder)}"]
-    cc(
-        [*common_flags(package, triple), *link_inputs(package, weights), *system, *extra, "-o", _below(image, folder)],
-        folder,
-    )
+    inputs, out = link_inputs(package, weights), _below(image, folder)
+    if package.has_float:
+        triple = library_triple(triple)
+        link_static(common_flags(package, triple), inputs, triple, out, folder, ["-nostartfiles", "-lm", *extra])
+    else:
+        cc([*common_flags(package, bare_triple(triple)), *inputs, "-ffreestanding", *extra, "-o", out], folder)
     return image
 
 
@@ -142,8 +180,9 @@ def link_program(package: Package, folder: Path, weights: Path) -> Path:
     """linux: bin/xd_<m>, a static program that reads inputs and writes outputs."""
     name = package.name
     write_text(folder / f"bin/{name}_main.c", package.fill("main.c"))
+    triple = str(package.target.compiler["triple"])
     sources = [*link_inputs(package, weights), f"bin/{name}_main.c"]
-    cc([*program_flags(package.target), "-Iinclude", "-Isrc", *sources, *_math(package), "-o", f"bin/{name}"], folder)
+    link_static(common_flags(package, triple), sources, triple, f"bin/{name}", folder, _math(package))
     return folder / "bin" / name
 
 

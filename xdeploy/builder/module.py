@@ -32,7 +32,7 @@ def link_module(artifact: Artifact, target: Target) -> bytes:
         raise UsageError(f"{target.name} is firmware: no TVM runtime runs there")
     manifest, folder = artifact.manifest, artifact.folder.resolve()
     triple = str(target.compiler["triple"]).replace("musl", "gnu")
-    flags = [f for f in program_flags(target, triple) if f != "-static"]
+    flags = [*program_flags(target, triple), "-Wl,--gc-sections"]
     text = files("xdeploy.builder.templates").joinpath("tvm.c").read_text(encoding="utf-8")
     values = {
         "run": manifest["symbols"]["run"], "input_bytes": int(manifest["input"]["bytes"]),

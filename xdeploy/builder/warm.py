@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 
-from xdeploy.builder.link import program_flags
+from xdeploy.builder.link import static_flags
 from xdeploy.process.child import tied
 from xdeploy.process.lock import scratch_folder
 from xdeploy.target import Target
@@ -19,7 +19,7 @@ from xdeploy.target import Target
 def warm_up(target: Target) -> None:
     """Begin building a Linux target's C library in the background: a minute of work the first time, then cached.
 
-    The flags are those of `link_program`, which decide what is cached. Nothing waits for it and nothing depends on
+    The flags are those of `link_static`, which decide what is cached. Nothing waits for it and nothing depends on
     its result; it ends with this process at the latest.
     """
     if target.kind != "linux" or importlib.util.find_spec("ziglang") is None:
@@ -29,7 +29,7 @@ def warm_up(target: Target) -> None:
     atexit.register(scratch.close)
     (folder / "empty.c").write_text("int main(void) { return 0; }\n", encoding="utf-8")
     zig = [sys.executable, "-m", "ziglang"]
-    command = tied([*zig, "cc", *program_flags(target), "empty.c", "-o", "empty"])
+    command = tied([*zig, "cc", *static_flags(str(target.compiler["triple"])), "empty.c", "-o", "empty"])
     quiet = subprocess.DEVNULL
     child = subprocess.Popen(command, cwd=folder, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
 
