@@ -7,8 +7,10 @@ of the network that agrees with ours is counted (QDQ on float, int8 and uint8 bo
 least stands for it. Instructions are not time: emulators have no pipelines and caches.
 
 Run: python benchmarks/aarch64_peers.py [--root DIR] [--output DIR] [--shared DIR] [--only NAME ...] [--run-folder DIR]
+     [--ours]
 Needs qemu-user with plugins, and debootstrap and dpkg where the root is not there yet; rows are written as they are
 finished, those of an earlier run stay. --run-folder: a finished run of the (one) network with the three targets.
+--ours: count ours alone, beside what an earlier run with the same network has counted of the peers.
 """
 
 from __future__ import annotations
@@ -253,8 +255,11 @@ def _told(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def network(name: str, folder: Path, root: Path) -> dict[str, Any]:
-    """One network of a finished run folder: ours, the peers and the ratio to the best of them, at every level."""
+def network(name: str, folder: Path, root: Path | None, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One network of a finished run folder: ours, the peers and the ratio to the best of them, at every level.
+
+    Without `root` the peers' counts are those of the row `before`.
+    """
     levels = {}
     for target, level in LEVELS.items():
         artifact = Artifact.load(folder / target)
@@ -263,20 +268,30 @@ def network(name: str, folder: Path, root: Path) -> dict[str, Any]:
         program = json.loads((artifact.folder / "program.json").read_text(encoding="utf-8"))
         if "instructions" not in measured.quantities:
             raise RuntimeError(f"{target}: {measured.verdict}, {measured.reason}")
-        ours = dict(measured.quantities)["instructions"]
-        peers = {engine: peer(engine, root, CPUS[level], artifact) for engine in PEERS}
-        for row in peers.values():
-            if "instructions" in row:
-                row["ratio"] = round(ours["value"] / row["instructions"]["value"], 4)
-        least = {k: v["instructions"]["value"] for k, v in peers.items() if "instructions" in v}
-        best = min(least, key=lambda k: int(least[k])) if least else None
+        ours, macs = dict(measured.quantities)["instructions"], sum(n["macs"] for n in program["nodes"])
+        if root is not None:
+            peers = {engine: peer(engine, root, CPUS[level], artifact) for engine in PEERS}
+        elif before is None or before["levels"][level]["macs"] != macs:
+            raise RuntimeError(f"{name}: no earlier run has counted the peers on this network")
+        else:
+            peers = before["levels"][level]["peers"]
         levels[level] = {
-            "cpu": CPUS[level].cpu, "target": target, "verdict": measured.verdict,
-            "macs": sum(n["macs"] for n in program["nodes"]), "ours": ours, "peers": peers,
-            "best_peer": best, "ratio_to_best_peer": peers[best]["ratio"] if best else None,
+            "cpu": CPUS[level].cpu, "target": target, "verdict": measured.verdict, "macs": macs,
+            "ours": ours, **compared(ours["value"], peers),
         }  # fmt: skip
         print(told(name, level, levels[level]), flush=True)
     return {"network": name, "how": "emulated", "levels": levels}
+
+
+def compared(ours: int, peers: dict[str, Any]) -> dict[str, Any]:
+    """The peers with our ratio to each, and the one with the fewest instructions."""
+    rows = {
+        k: v | {"ratio": round(ours / v["instructions"]["value"], 4)} if "instructions" in v else v
+        for k, v in peers.items()
+    }
+    least = {k: v["instructions"]["value"] for k, v in rows.items() if "instructions" in v}
+    best = min(least, key=lambda k: int(least[k])) if least else None
+    return {"peers": rows, "best_peer": best, "ratio_to_best_peer": rows[best]["ratio"] if best else None}
 
 
 def told(name: str, level: str, row: dict[str, Any]) -> str:
@@ -303,18 +318,22 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     parser.add_argument("--only", nargs="+", choices=(*FILES, *ZOO), metavar="NAME")
     parser.add_argument("--run-folder", type=Path, help="with one --only: take this finished run")
+    parser.add_argument("--ours", action="store_true", help="count ours alone; the peers' counts stay")
     args = parser.parse_args()
     names = args.only or [n for n in (*FILES, *ZOO) if not n.startswith(("VGG", "ResNet-56"))]
     if args.run_folder and len(names) != 1:
         parser.error("--run-folder is of one network: name it by --only")
-    make_root(args.root)
-    root = args.root.resolve()
+    if not args.ours:
+        make_root(args.root)
+    root = None if args.ours else args.root.resolve()
     document: dict[str, Any] = read_json(RESULT, SCHEMA) if RESULT.exists() else {"schema": SCHEMA}
     for name in names:
         folder = args.run_folder or made(name, args.shared, args.output)
-        row = network(name, folder, root)
-        row |= {"commit": commit(ROOT), "emulator": f"{QEMU} {version(QEMU)}", "environment": environment()}
         kept = {r["network"]: r for r in document.get("rows", ())}
+        row = network(name, folder, root, kept.get(name))
+        row |= {"commit": commit(ROOT), "emulator": f"{QEMU} {version(QEMU)}", "environment": environment()}
+        if args.ours:
+            row["peers_counted_at"] = kept[name].get("peers_counted_at", kept[name]["commit"])
         document["rows"] = list((kept | {name: row}).values())
         write_json(RESULT, document)
 

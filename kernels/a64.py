@@ -38,7 +38,7 @@ def _interleaved(codes: Int8, together: int, depth: int) -> Int8:
 class _Neon(Product):
     """Groups of four channels, codes read as they are, the output stage of a64out."""
 
-    lanes, dtype, chunk = QUAD, "int8", CHUNK
+    lanes, dtype, chunk, unrolled = QUAD, "int8", CHUNK, 4
 
     def registers(self, node: Node) -> int:
         """Of 32; a residual's factors and bounds stay in registers."""
@@ -63,8 +63,8 @@ class DotProduct(_Neon):
     isa, unit, vectors, exact = "dotprod", 4, 1, (0, 4, 8, 12)
 
     def fits(self, pixels: int, quads: int, free: int) -> bool:
-        """Accumulators, a vector of codes per pixel, and weights that pass through."""
-        return pixels * quads + pixels + 1 <= free
+        """Accumulators, a vector of codes per pixel, and weights that pass through, several at a time."""
+        return pixels * quads + pixels + 1 <= min(26, free)
 
     def accumulators(self, pixels: int, quads: int) -> int:
         """One for each pixel and quad."""
@@ -186,7 +186,7 @@ class MatrixProduct(_Neon):
 class LongProduct(_Neon):
     """Armv8.0: `smull`, `smlal2` and `sadalp` for 16 codes of a pixel and a channel; no weight may be -128."""
 
-    isa, unit, vectors, exact = "neon", 8, 4, (0, 8)
+    isa, unit, vectors, exact, late = "neon", 8, 4, (0, 8), True
 
     def fits(self, pixels: int, quads: int, free: int) -> bool:
         """Accumulators, codes, weights and products."""
@@ -209,16 +209,13 @@ class LongProduct(_Neon):
         return np.ascontiguousarray(codes).reshape(len(codes), -1)
 
     def start(self, bias: Int32) -> Int32:
-        """The bias in one lane of four."""
-        started = np.zeros((bias.size, 4), np.int32)
-        started[:, 0] = bias
-        return started
+        """The bias, which is added at the end."""
+        return bias.reshape(-1, 4)
 
     def clear(self, s: Source, pixels: int, quads: int, at: str) -> None:
-        """A copy of the bias for each pixel."""
-        for c in range(quads * 4):
-            for p in range(pixels):
-                s(f"{acc(p * quads * 4 + c)} = B[{ramp(f'({at}) * 4 + {c * 4}', 4)}]")
+        """Zeros, which LLVM leaves out where the first product follows."""
+        for a in range(pixels * quads * 4):
+            s(f"{acc(a)} = T.broadcast(0, 4)")
 
     def multiply(
         self, s: Source, bind: Bind, pixels: int, quads: int, codes: int, x: Codes, w: str, slack: bool

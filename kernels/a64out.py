@@ -7,6 +7,9 @@ upper half of each lane followed by a narrowing shift where it is 16 or more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+
 from .outstage import OutStage
 from .vectors import as_type, ramp, shuffle
 
@@ -21,6 +24,25 @@ def neon(result: str, name: str, *arguments: str) -> str:
 
 class Stage(OutStage):
     """Groups of four channels; M holds half the multipliers."""
+
+    _places: tuple[str, ...] = ()  # of pixels that lie apart, in quads of codes
+
+    def words(self) -> bool:
+        """Declare the view of the output that `apart` writes to."""
+        self.s.view("Z", "Y", "int32")
+        return True
+
+    def apart(self, sums: Sequence[str], multiplier: str, places: Sequence[str], valid: Sequence[str] = ()) -> None:
+        """Requantised together, and stored by lanes."""
+        self._places, lanes = tuple(places), 16 if len(sums) > 2 else 8
+        low, high = (self.a["add_" * self.residual + key] for key in ("low", "high"))
+        multipliers = [multiplier] * len(sums)
+        codes = self._clamped(self.codes(list(sums), multipliers, "0", len(sums) * QUAD), low, high, lanes)
+        words = as_type(f"int32x{lanes // QUAD}", codes)
+        for p, (place, test) in enumerate(zip(places, valid or [""] * len(sums), strict=True)):
+            with self.s.block(f"if {test}:") if test else nullcontext():
+                self.s(f"Z[{place}] = {shuffle([words], [p])}")
+        self._places = ()
 
     def codes(self, sums: list[str], multipliers: list[str], at: str, channels: int) -> str:
         """Requantised, narrowed in two steps."""
@@ -68,6 +90,8 @@ class Stage(OutStage):
 
     def _residuals(self, at: str, channels: int) -> list[str]:
         """int32x4 of the residual's codes for each quad; channels is a multiple of four."""
+        if self._places:
+            return [self.bind(f'T.cast(R[{ramp(f"{p} * {QUAD}", QUAD)}], "int32x4")') for p in self._places]
         quads = []
         for start in range(0, channels, 16):
             left = min(16, channels - start)

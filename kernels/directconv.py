@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,103 +27,11 @@ from .conv import Shape
 from .imagecopy import Copying, copy_cost, copy_image, opened, row_codes
 from .product import CHUNK, Product
 from .snippets import channel_consts
+from .tiling import ROLLED, Runs, Tiling, parts_of, tiling_of, together
 from .vectors import ramp
 
-_ROLLED = 4  # chunks of a run: more become a loop
 _FLAT = 200  # multiplications: windows of fewer are written out whole
-_GROUPS = (1, 2, 3, 4, 5, 6, 8)
 PRODUCTS = (*a64.PRODUCTS, *x86.PRODUCTS)
-
-
-@dataclass(frozen=True, slots=True)
-class Runs:
-    """The contiguous runs of a window: `count` rows of `columns` runs of `codes` codes."""
-
-    rows: int
-    columns: int
-    codes: int
-    row_step: int  # codes
-    column_step: int
-
-    @staticmethod
-    def of(shape: Shape, copied: bool) -> Runs:
-        """The taps of a row are one run unless they are dilated."""
-        step = shape.dilation[0] * row_codes(shape, copied)
-        if shape.dilation[1] > 1 and shape.kernel[1] > 1:
-            return Runs(shape.kernel[0], shape.kernel[1], shape.channels, step, shape.dilation[1] * shape.channels)
-        return Runs(shape.kernel[0], 1, shape.kernel[1] * shape.channels, step, 0)
-
-    @property
-    def count(self) -> int:
-        """Runs of a window."""
-        return self.rows * self.columns
-
-
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """`blocks` of `groups` groups of channels, then one of `rest` groups; (pixels, count) along a row for either."""
-
-    groups: int
-    blocks: int
-    rest: int
-    pixels: tuple[tuple[int, int], ...]
-    rest_pixels: tuple[tuple[int, int], ...]
-    cost: float
-
-
-def _parts(product: Product, codes: int) -> list[int]:
-    """Lengths of the pieces of a run that are multiplied at a time."""
-    whole, rest = divmod(codes, product.chunk)
-    return [product.chunk] * whole + ([product.rounded(rest)] if rest else [])
-
-
-def _window_cost(product: Product, runs: Runs, pixels: int, groups: int) -> float:
-    parts = _parts(product, runs.codes)
-    overhead = 4.0 + (3.0 * len(parts) if len(parts) > _ROLLED else 0.0)
-    return runs.count * (sum(product.cost(pixels, groups, n) for n in parts) + overhead)
-
-
-def _along(
-    product: Product, runs: Runs, width: int, groups: int, output: tuple[int, float]
-) -> tuple[tuple[tuple[int, int], ...], float]:
-    """The cheapest tiles along a row of `width` pixels, and their instructions."""
-    free, after = output[0], output[1] * groups
-
-    def cost(pixels: int) -> float:
-        outputs = pixels * groups * (1.0 + product.vectors * 0.5 + product.sum_cost()) + pixels * after
-        return _window_cost(product, runs, pixels, groups) + outputs + 8
-
-    best: tuple[tuple[tuple[int, int], ...], float] | None = None
-    for pixels in range(1, min(width, 12) + 1):
-        if product.fits(pixels, groups, free) or pixels == 1:
-            whole, rest = divmod(width, pixels)
-            tiles = ((pixels, whole),) + (((rest, 1),) if rest else ())
-            total = sum(cost(p) * n for p, n in tiles)
-            if best is None or total < best[1]:
-                best = (tiles, total)
-    assert best is not None, "a tile of one pixel fits"
-    return best
-
-
-@cache
-def _tiling(product: Product, shape: Shape, runs: Runs, output: tuple[int, float]) -> Tiling:
-    """The cheapest tiling of a layer, for an output stage that leaves so many registers and costs so much a group."""
-    rows, width = (1, shape.pixels) if shape.pointwise else (shape.out_height, shape.out_width)
-    total = -(-shape.out_channels // product.lanes)
-    found: list[Tiling] = []
-    for groups in (q for q in _GROUPS if q <= total and product.fits(1, q, output[0])):
-        blocks, rest = divmod(total, groups)
-        if not rest and shape.out_channels % product.lanes:  # only the last block is not full
-            blocks, rest = blocks - 1, groups
-        tiles, cost = _along(product, runs, width, groups, output)
-        rest_tiles: tuple[tuple[int, int], ...] = ()
-        if rest:
-            rest_tiles, more = _along(product, runs, width, rest, output)
-            cost = cost * blocks + more
-        else:
-            cost *= blocks
-        found.append(Tiling(groups, blocks, rest, tiles, rest_tiles, rows * (cost + 6)))
-    return min(found, key=lambda t: t.cost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +59,15 @@ class DirectRow(Copying):
         codes = Runs.of(shape, False).codes
         return self.wide or any(shape.pads) or codes % self.product.chunk not in self.product.exact
 
+    def seen(self, shape: Shape) -> Shape:
+        """The layer as the loops see it."""
+        return shape
+
     def tiling(self, shape: Shape, node: Node) -> Tiling:
         """The tile for a layer."""
         output = (self.product.registers(node), self.product.after(node))
-        return _tiling(self.product, shape, Runs.of(shape, self.copied(shape)), output)
+        seen = self.seen(shape)
+        return tiling_of(self.product, seen, Runs.of(seen, self.copied(shape)), output)
 
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
         """Instructions of the tiling, and copying."""
@@ -166,10 +78,11 @@ class DirectRow(Copying):
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
         """Weights by blocks in the order they are read; bias as accumulators begin; multipliers as the stage wants."""
         shape, consts = Shape.of(graph, node), channel_consts(node)
-        tiling, runs = self.tiling(shape, node), Runs.of(shape, self.copied(shape))
+        tiling, runs = self.tiling(shape, node), Runs.of(self.seen(shape), self.copied(shape))
         total = (tiling.blocks * tiling.groups + tiling.rest) * self.product.lanes
-        padded = np.zeros((total, runs.count, runs.codes), np.int8)
-        padded[: shape.out_channels] = node.values.reshape(shape.out_channels, runs.count, runs.codes)
+        flat = np.zeros((total, runs.count * runs.codes), np.int8)
+        flat[: shape.out_channels, : shape.row] = node.values.reshape(shape.out_channels, -1)
+        padded = flat.reshape(total, runs.count, runs.codes)
         table = np.zeros((2, total), np.int32)
         table[:, : shape.out_channels] = consts["bias"], self.product.multipliers(consts["multiplier"])
         order = self._order(tiling)
@@ -193,7 +106,7 @@ class DirectRow(Copying):
             return np.zeros(0, np.int8)
         blocks = codes.reshape(-1, channels, *codes.shape[1:])
         pieces, start = [], 0
-        for n in _parts(self.product, codes.shape[2]):
+        for n in parts_of(self.product, codes.shape[2]):
             part = blocks[..., start : start + n]
             part = np.pad(part, [(0, 0)] * 3 + [(0, n - part.shape[-1])])
             pieces.append(np.stack([self.product.pack(part[:, :, r]) for r in range(codes.shape[1])], axis=1))
@@ -202,70 +115,106 @@ class DirectRow(Copying):
 
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """Copy, then blocks of channels, rows, tiles."""
-        return _Writer(self, graph, node).code()
+        return Writer(self, graph, node).code()
 
 
-class _Writer:
+class Writer:
     """Writes one function of a DirectRow."""
 
     def __init__(self, row: DirectRow, graph: LoweredGraph, node: Node) -> None:
-        self.product, self.shape = row.product, Shape.of(graph, node)
-        self.copied = row.copied(self.shape)
-        self.runs, self.tiling = Runs.of(self.shape, self.copied), row.tiling(self.shape, node)
-        self.parts = _parts(self.product, self.runs.codes)
+        given = Shape.of(graph, node)
+        self.product, self.shape = row.product, row.seen(given)
+        self.copied = row.copied(given)
+        self.runs, self.tiling = Runs.of(self.shape, self.copied), row.tiling(given, node)
+        self.parts = parts_of(self.product, self.runs.codes)
         self.source = s = opened(node, self.copied, self.product.dtype)
         s.integer("nothing", 0)
         self.stage = self.product.stage(s, node)
         tiles = [(p, self.tiling.groups) for p, _ in self.tiling.pixels]
         tiles += [(p, self.tiling.rest) for p, _ in self.tiling.rest_pixels]
+        whole = self.shape.out_channels % self.product.lanes == 0
+        self.apart = whole and any(tile[1] == 1 for tile in tiles) and self.stage.words()
         s.local("acc", self.product.lanes * max(self.product.accumulators(*tile) for tile in tiles))
 
     def code(self) -> Code:
         """The whole function."""
-        s, t = self.source, self.tiling
         if self.copied:
-            copy_image(s, self.shape, self.product.dtype)
+            copy_image(self.source, self.shape, self.product.dtype)
+        self.blocks()
+        return self.source.code()
+
+    def blocks(self) -> None:
+        """All blocks of channels."""
+        s, t = self.source, self.tiling
         if t.blocks:
             with s.block(f"for o in range({self.source.turns(t.blocks)}):"):
-                self._block("o", t.groups, t.pixels, t.groups * self.product.lanes)
+                self.block("o", t.groups, t.pixels, t.groups * self.product.lanes)
         if t.rest:
-            self._block(
+            self.block(
                 str(t.blocks), t.rest, t.rest_pixels, self.shape.out_channels - t.blocks * t.groups * self.product.lanes
             )
-        return s.code()
 
-    def _block(self, o: str, groups: int, tiles: tuple[tuple[int, int], ...], channels: int) -> None:
+    def block(self, o: str, groups: int, tiles: tuple[tuple[int, int], ...], channels: int) -> None:
         """All pixels of one block of channels."""
-        s, shape = self.source, self.shape
+        shape = self.shape
         rows, width = (1, shape.pixels) if shape.pointwise else (shape.out_height, shape.out_width)
-        with s.block(f"for y in range({self.source.turns(rows)}):"):
-            start = 0
-            for pixels, count in tiles:
-                with s.block(f"for x in range({self.source.turns(count)}):"):
-                    column = f"({start} + x * {pixels})"
-                    self._window(pixels, groups, o, column)
-                    self._outputs(pixels, groups, o, f"y * {width} + {column}", channels)
-                start += pixels * count
+        with self.source.block(f"for y in range({self.source.turns(rows)}):"):
+            self.row(o, groups, tiles, channels, width)
+
+    def row(self, o: str, groups: int, tiles: tuple[tuple[int, int], ...], channels: int, width: int) -> None:
+        """The pixels of row y."""
+        s, start = self.source, 0
+        for pixels, count in tiles:
+            with s.block(f"for x in range({s.turns(count)}):"):
+                column = f"({start} + x * {pixels})"
+                self._window(pixels, groups, o, column)
+                self._outputs(pixels, groups, o, f"y * {width} + {column}", channels)
+            start += pixels * count
+
+    def base(self, column: str) -> str:
+        """Where the window of a pixel of row y begins."""
+        shape = self.shape
+        row = shape.stride[0] * row_codes(shape, self.copied)
+        return f"y * {row} + {column} * {shape.stride[1] * shape.channels}"
 
     def _outputs(self, pixels: int, groups: int, o: str, pixel: str, channels: int) -> None:
         """Requantise and store a tile."""
         lanes = self.product.lanes
-        first = self.tiling.groups * lanes
+        first = f"{o} * {self.tiling.groups * lanes}"
+        if groups == 1 and self.apart:
+            self._apart(pixels, first, pixel)
+            return
         for p in range(pixels):
             for start in range(0, channels, CHUNK):
                 count = min(CHUNK, channels - start)
                 part = range(start // lanes, -(-(start + count) // lanes))
-                sums = [self.product.sum(p, v, groups) for v in part]
-                multipliers = [f"M[{ramp(f'{o} * {first} + {v * lanes}', lanes)}]" for v in part]
-                at = self.source.let(f"({pixel} + {p}) * {self.shape.out_channels} + {o} * {first} + {start}")
+                sums = [self._sum(p, v, groups, first) for v in part]
+                multipliers = [f"M[{ramp(f'{first} + {v * lanes}', lanes)}]" for v in part]
+                at = self.source.let(f"({pixel} + {p}) * {self.shape.out_channels} + {first} + {start}")
                 self.stage(sums, multipliers, at, count)
+
+    def _apart(self, pixels: int, first: str, pixel: str) -> None:
+        """Requantise one group of channels of several pixels together."""
+        lanes = self.product.lanes
+        quad = f"T.shift_right({first}, 2)"
+        for start in range(0, pixels, CHUNK // lanes):
+            some = range(start, min(start + CHUNK // lanes, pixels))
+            sums = [self._sum(p, 0, 1, first) for p in some]
+            places = [self.source.let(f"({pixel} + {p}) * {self.shape.out_channels // lanes} + {quad}") for p in some]
+            self.stage.apart(sums, f"M[{ramp(first, lanes)}]", places)
+
+    def _sum(self, pixel: int, group: int, groups: int, first: str) -> str:
+        """The sums of a pixel's group of channels."""
+        value = self.product.sum(pixel, group, groups)
+        lanes = self.product.lanes
+        return f"({value} + B[{ramp(f'{first} + {group * lanes}', lanes)}])" if self.product.late else value
 
     def _window(self, pixels: int, groups: int, o: str, column: str) -> None:
         """Multiply the windows of a tile, run by run."""
-        s, runs, shape = self.source, self.runs, self.shape
+        s, runs = self.source, self.runs
         first = self.tiling.groups * self.product.lanes
         self.product.clear(s, pixels, groups, f"{o} * {first}")
-        base = f"y * {shape.stride[0] * row_codes(shape, self.copied)} + {column} * {shape.stride[1] * shape.channels}"
+        base = self.base(column)
         weights = f"{o} * {sum(self.parts) * runs.count * first}"
         step = sum(self.parts) * groups * self.product.lanes  # bytes of weights of one run
         flat = runs.count * len(self.parts) * self.product.cost(pixels, groups, self.product.chunk) <= _FLAT
@@ -291,12 +240,16 @@ class _Writer:
         s, per_code = self.source, groups * self.product.lanes
         chunk = self.product.chunk
         whole = sum(n == chunk for n in self.parts)
-        rolled = whole > _ROLLED
+        step_chunks = together(self.product, whole, pixels, groups)
+        rolled = whole // step_chunks * step_chunks if whole > ROLLED else 0
         if rolled:
-            with s.block(f"for j in range({self.source.turns(whole)}):"):
-                self._part(pixels, groups, chunk, f"{at} + j * {chunk}", f"{weights} + j * {chunk * per_code}")
-        start = whole * chunk if rolled else 0
-        for n in self.parts[whole if rolled else 0 :]:
+            step = chunk * step_chunks
+            with s.block(f"for j in range({self.source.turns(rolled // step_chunks)}):"):
+                for k in range(0, step, chunk):
+                    code = f"(j * {step} + {k})"
+                    self._part(pixels, groups, chunk, f"{at} + {code}", f"{weights} + {code} * {per_code}")
+        start = rolled * chunk
+        for n in self.parts[rolled:]:
             self._part(pixels, groups, n, f"{at} + {start}", f"{weights} + {start * per_code}")
             start += n
 

@@ -40,6 +40,17 @@ class OutStage(ABC):
         value = self.codes(list(sums), list(multipliers), at, channels)
         self._store(self._clamped(value, low, high, 16 if channels > 8 else 8), at, channels)
 
+    def words(self) -> bool:
+        """Whether `apart` can be used; to be asked once, before."""
+        return False
+
+    def apart(self, sums: Sequence[str], multiplier: str, places: Sequence[str], valid: Sequence[str] = ()) -> None:
+        """Write one group of four channels of up to four pixels, which stand at these places in quads of codes.
+
+        valid: for each pixel a test, or an empty text; where the test fails its codes are not written.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def codes(self, sums: list[str], multipliers: list[str], at: str, channels: int) -> str:
         """int8x16, or int8x8 of up to eight channels, before bounds that are tighter than int8."""

@@ -1,8 +1,8 @@
 """What the ways of multiplying codes with weights have in common, of every vector instruction set, as TVMScript.
 
 One class per feature level. Each says how the weights of a group of output channels lie in memory, how the codes of a
-few pixels meet them, and how accumulators become the sums of a pixel. Accumulators start with the bias, so sums need
-nothing more. All levels compute the same int32 sums.
+few pixels meet them, and how accumulators become the sums of a pixel. Accumulators start with the bias unless it is
+`late`, added to the sums. All levels compute the same int32 sums.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class Product(ABC):
     lanes: int  # output channels of a group: one requantised vector
     dtype: str  # of the codes as they are read; another than int8 asks for a copy of the image
     chunk: int  # codes of a run that are multiplied at a time
+    unrolled: int = 1  # most chunks of one turn of the loop over a long run
+    late: bool = False  # accumulators begin with zeros, and sums get the bias at the end
     unit: int  # codes of one channel that stand together in the packed weights
     vectors: int  # accumulators per pixel and group; a pair of pixels counts as two
     exact: tuple[int, ...]  # codes at the end of a run that can be read without reading on

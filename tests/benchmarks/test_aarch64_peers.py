@@ -85,3 +85,16 @@ def test_codes_become_real_by_either_kind_of_parameters() -> None:
     for q in (QParams(0.5, 1), (0.5, 1)):
         assert aarch64_peers.Given("", b"", codes, q).real(codes).tolist() == [[-2.0, 2.0]]
     assert aarch64_peers.Given("", b"", codes, None).real(codes).tolist() == [[-3.0, 5.0]]
+
+
+def test_ratios_are_to_the_peer_with_the_fewest_instructions() -> None:
+    peers = {
+        "a": {"instructions": {"value": 400}, "ratio": 9.9},
+        "b": {"instructions": {"value": 250}},
+        "c": {"reason": "-"},
+    }  # fmt: skip
+    found = aarch64_peers.compared(100, peers)
+    assert (found["best_peer"], found["ratio_to_best_peer"]) == ("b", 0.4)
+    assert found["peers"]["a"]["ratio"] == 0.25
+    assert "ratio" not in found["peers"]["c"]
+    assert aarch64_peers.compared(100, {"c": {}})["ratio_to_best_peer"] is None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import unicorn.arm64_const as a64
+from xdeploy.kernels import a64linear, a64winograd
 from xdeploy.kernels.a64 import PRODUCTS, DotProduct, LongProduct, MatrixProduct
 from xdeploy.kernels.a64depthwise import groups_of
 
@@ -18,7 +19,7 @@ from tests.kernels import harness
 from tests.kernels.cases import Case, cases, conv, linear
 from xdeploy.bench.qemuuser import QemuUserRunner
 from xdeploy.builder import build
-from xdeploy.formats import QParams
+from xdeploy.formats import FORMATS, QParams
 from xdeploy.handover import GoldenIo, IoSpec
 from xdeploy.kernel import KERNELS, Kernel
 from xdeploy.lir.graph import LoweredGraph, Tensor
@@ -28,6 +29,14 @@ from xdeploy.recipe import PackageOptions
 from xdeploy.target import load_target
 
 NONE = (0, 0, 0, 0)
+
+
+def clamped(case: Case) -> Case:
+    """The same with a zero point of -128 as the lower bound, as behind a ReLU."""
+    node = replace(case.node, attrs={**case.node.attrs, "out_zero": -128, "low": -128})
+    return replace(case, name=f"{case.name}_clamped", graph=replace(case.graph, nodes=(node,)))
+
+
 ODD = [
     conv((5, 7), 20, 12, residual=True, relu=True),
     conv((4, 9), 24, 30, (1, 1), pads=NONE),
@@ -38,14 +47,30 @@ ODD = [
     conv((6, 6), 4, 4, (5, 3), groups=4, pads=(2, 1, 2, 1), stride=(2, 1)),
     conv((1, 1), 64, 8, (1, 1), pads=NONE, fmt="c4s8"),
     linear(72, 33),
+    conv((7, 6), 8, 20, residual=True, relu=True),  # tiles of 4x4 over both edges, five quads
+    conv((8, 9), 32, 12, pads=(0, 1, 2, 0), fill="low"),
+    conv((8, 8), 24, 4, fill="high", residual=True, in_zero=127),
+    conv((11, 10), 1, 10, (10, 4), (2, 2), (4, 1, 5, 1)),
+    conv((9, 9), 3, 5, dilation=(2, 3), pads=(2, 0, 1, 3), residual=False),
+    conv((6, 6), 3, 8, residual=True, stride=(2, 1)),
+    conv((4, 5), 112, 8, residual=True),  # a long run, and chunks left over
+    *(linear(k, o, relu=o > 64) for k, o in ((16, 4), (79, 63), (130, 13), (257, 70), (143, 17))),
+    linear(131, 81, fill="low"),
+    linear(335, 20, fill="high"),
+    clamped(linear(143, 69)),
+    clamped(linear(97, 6, relu=True)),
 ]
+FORMS = ("direct", "gathered", "dense", "winograd4x4", "dw1x16")
 # instructions per multiply-accumulate of whole calls: small images, so that bounds hold with more overhead than usual
 BOUNDS = {
     "cortex-a76": [
-        (conv((12, 12), 16, 16), 0.09), (conv((6, 6), 32, 32, residual=True), 0.10), (linear(128, 64), 0.14),
-        (conv((6, 5), 64, 64, groups=64), 0.46),
+        (conv((12, 12), 16, 16), 0.09), (conv((6, 6), 32, 32, residual=True), 0.10), (linear(128, 64), 0.09),
+        (conv((6, 5), 64, 64, groups=64), 0.46), (linear(512, 64), 0.0815),
     ],
-    "cortex-a72": [(conv((12, 12), 16, 16), 0.27), (conv((6, 5), 64, 64, groups=64), 0.50)],
+    "cortex-a72": [
+        (conv((12, 12), 16, 16), 0.15), (conv((8, 8), 32, 32, residual=True), 0.12), (linear(512, 64), 0.2095),
+        (conv((6, 5), 64, 64, groups=64), 0.50), (conv((16, 10), 1, 32, (10, 4), (2, 2), (4, 1, 5, 1)), 0.42),
+    ],
 }  # fmt: skip
 
 
@@ -58,7 +83,7 @@ def newest_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def _rows(case: Case, name: str, isa: str) -> list[Kernel]:
     target = load_target(name)
     fitting = [k for k in KERNELS.values() if k.op == case.node.op and k.isa == isa]
-    new = [k for k in fitting if "_direct__" in k.name or "_dw1x16__" in k.name]
+    new = [k for k in fitting if any(f"_{form}__" in k.name for form in FORMS)]
     return [k for k in new if k.applies(case.graph, case.node, target)]
 
 
@@ -90,7 +115,11 @@ def test_instructions_stay_within_their_bounds(name: str, tmp_path: Path) -> Non
         batch.add(choose(case.graph, case.node, target), case, samples=1)
     machine = harness.Unicorn(harness.link(batch, tmp_path), target, batch.image, count=True)
     for call, (case, bound) in zip(batch.calls, BOUNDS[name], strict=True):
-        ours = machine.call(call.symbol, call.args) / macs(case.graph, case.node)
+        executed = machine.call(call.symbol, call.args)
+        if "_dense__" in call.label:
+            cost = choose(case.graph, case.node, target).cost(case.graph, case.node, target)
+            assert abs(executed - cost) <= 8, "they are counted, not estimated"
+        ours = executed / macs(case.graph, case.node)
         assert 0.04 < ours <= bound, f"{call.label}: {ours:.4f}"
 
 
@@ -116,9 +145,56 @@ def test_packed_weights_are_read_in_order(product: Any) -> None:
 
 def test_accumulators_begin_with_the_bias() -> None:
     bias = np.arange(1, 9, dtype=np.int32)
-    assert LongProduct().start(bias).sum(axis=1).tolist() == bias.tolist()
+    assert LongProduct.late, "zeros, and the bias at the end"
+    assert LongProduct().start(bias).reshape(-1).tolist() == bias.tolist()
     assert DotProduct().start(bias).reshape(-1).tolist() == bias.tolist()
     assert MatrixProduct().start(bias)[0].tolist() == [1, 2, 1, 2]
+
+
+def test_every_form_is_among_the_cases() -> None:
+    for name, isa in (("cortex-a72", "neon"), ("cortex-a76", "dotprod")):
+        met = {f for case in ODD for k in _rows(case, name, isa) for f in FORMS if f"_{f}__" in k.name}
+        assert met == set(FORMS) - ({"winograd4x4"} if isa == "dotprod" else set())
+
+
+def _differences(d: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """B^T d, by Lagrange's formula: d = B^-T v, row i of B^-T the powers of the points 0, 1, -1, 2, -2, infinity."""
+    points = np.array([0, 1, -1, 2, -2], np.float64)
+    powers = np.array([[*(p**k for p in points), float(k == 5)] for k in range(6)])
+    scale = np.array([4, -6, -6, 24, 24, 1], np.float64)  # which keeps B^T integer
+    return np.asarray(np.rint(np.linalg.solve(powers, d) * scale[:, None]), np.int64)
+
+
+def test_winograd_is_the_convolution_times_576() -> None:
+    """U (from the weights) and patches evaluated as polynomials, against sums of products one by one."""
+    rng = np.random.default_rng(8)
+    d, g = rng.choice([-128, 127, 5], (6, 6)), rng.choice([-127, 127, 3], (3, 3))
+    u = a64winograd.transformed(g[None, :, :, None])[0, :, 0].reshape(6, 6)
+    assert abs(u).max() < 2**15
+    v = _differences(_differences(d.astype(np.float64)).T.astype(np.float64)).T
+    assert abs(v).max() <= 100 * 128
+    inverse = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 2]])
+    expected = [[int((d[i : i + 3, j : j + 3] * g).sum()) for j in range(4)] for i in range(4)]
+    assert (inverse @ (u * v) @ inverse.T == 576 * np.array(expected)).all()
+
+
+def test_winograd_is_refused_where_sums_may_not_fit() -> None:
+    case = conv((4, 4), 16, 4, fill="high")
+    target, row = load_target("cortex-a72"), KERNELS["conv2d_s8_s8_winograd4x4__neon"]
+    most = (2**31 - 1) // 64 - 127 * 144 * 128  # what is left for the bias
+    for bias, fits in ((most - 3 * 127 * 144, True), (most, False)):  # the zero point of -3 adds to it
+        consts = {**case.node.consts, "bias": np.full(4, bias, np.int32)}
+        graph = replace(case.graph, nodes=(replace(case.node, consts=consts),))
+        assert row.applies(graph, graph.nodes[0], target) == fits
+
+
+@pytest.mark.parametrize("dotprod", [False, True])
+def test_a_dense_layer_holds_every_weight_once(dotprod: bool) -> None:
+    for codes, channels in ((16, 4), (95, 20), (735, 64), (129, 81)):
+        row = a64linear.DenseRow("dotprod" if dotprod else "neon", FORMATS["int8"])
+        case = linear(codes, channels)
+        packed = row.pack(case.graph, case.node)
+        assert np.abs(packed["weights"].astype(np.int64)).sum() == np.abs(case.node.values.astype(np.int64)).sum()
 
 
 def test_int16_groups_hold_the_largest_products() -> None:
