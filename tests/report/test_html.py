@@ -108,7 +108,7 @@ def test_layers_are_complete_and_dashes_sort_last() -> None:
     assert sums
     for key in ("macs", "bytes"):
         assert f">{sum(x[key] for x in report['layers']):,}<" in sums[1]
-    unscored = page.split("layer03.conv")[2].split("</tr>")[0]
+    unscored = page.split('data-v="layer03.conv"')[1].split("</tr>")[0]
     assert unscored.count('data-v="">–') == 4  # channels, weights, zeros, relevance
 
 
@@ -175,3 +175,20 @@ def test_stages_without_memory_are_told_without_it() -> None:
     report = document("cortex-m4") | {"stages_memory": {}}
     table: Table = background.stages(report)
     assert table.rows == (("plan", "1.5", "-", "measured"),)
+
+
+def test_before_and_what_is_not_known() -> None:
+    """Flash and RAM have what float would need at the least; what nothing told is said to be unknown, and why."""
+    report = document("cortex-m4")
+    report["targets"]["cortex-m4"] |= {"latency": None, "energy": None, "cannot": {"latency": "no clock here"}}
+    found = Parsed(html.render(report)).text
+    assert "before: 8,000 B of float32 weights alone; modellednow: measured" in found
+    assert "before: 128 B of float32 activations alone; modelled" in found  # 32 B of "a", of one byte each
+    assert "latencynot knownno clock here" in found
+    assert "energynot knownnothing here measures or models it" in found
+
+
+def test_long_names_may_break_where_they_are_joined() -> None:
+    page = layertable.render(document("cortex-m4"))
+    assert "layer00.<wbr>conv<" in page
+    assert "kernel0_<wbr>_" not in page

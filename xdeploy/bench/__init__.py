@@ -17,6 +17,7 @@ from xdeploy.bench.host import HostRunner
 from xdeploy.bench.model import Cycles, call_mixes, cycles, energy_per_cycle, instruction_mix, significant
 from xdeploy.bench.model import quantities as cycle_quantities
 from xdeploy.bench.proxy import LABEL, layer_energy
+from xdeploy.bench.roofline import layers_and_limits
 from xdeploy.bench.runner import Image, Ran, RunOptions, Tell, silent
 from xdeploy.bench.via import runner_for
 from xdeploy.cpu import cpu_name
@@ -112,6 +113,8 @@ def bench(
     times = runner.latency(golden.input_codes, options.repeats) if isinstance(runner, HostRunner) else ran.times
     if times is not None:
         quantities["latency"] = _latency(times)
+    if isinstance(runner, HostRunner):
+        quantities |= layers_and_limits(runner, golden.input_codes)
     quantities |= ran.quantities
     difference = _difference(ran.outputs, golden.output_codes, image.floats)
     return result("differs" if difference else "bit-exact", difference, layers=layers)

@@ -136,6 +136,30 @@ class HostRunner:
             hook.value = None
         return {name: np.stack(values) for name, values in rows.items()}
 
+    def layer_times(self, clock: Any, codes: Int8, rounds: int) -> NDArray[np.int64]:
+        """The least nanoseconds of each call (K,) over `rounds` inferences of the first input.
+
+        Args:
+            clock: xd_layer_times of targets/support/roofline.c.
+            codes: as for `run`.
+            rounds: inferences, at least 1.
+
+        Raises:
+            DeviceError: the library reports an error.
+        """
+        image, library = self.image, self._load()
+        x, symbol = image.check(codes)[0], image.manifest["symbols"]["run"]
+        given, output, arena = (aligned(n, image.align) for n in (x.size, image.output_bytes, image.arena))
+        given[: x.size] = x
+        found = np.zeros(len(image.nodes), np.int64)
+        hook = ctypes.c_void_p.in_dll(library, f"{symbol.removesuffix('_run')}_layer_end")
+        p = ctypes.c_void_p
+        clock.argtypes = [p, p, p, p, p, ctypes.c_int, ctypes.c_int, p]
+        run = ctypes.cast(getattr(library, symbol), p)
+        places = (b.ctypes.data for b in (given, output, arena))
+        image.status(clock(run, ctypes.addressof(hook), *places, len(found), rounds, found.ctypes.data))
+        return found
+
     def selftest(self) -> None:
         """The package's own self-test: weights by CRC, outputs of its built-in inputs.
 

@@ -19,7 +19,7 @@ def _folder() -> Path:
     kept = contextlib.ExitStack()
     folder = kept.enter_context(scratch_folder("native"))
     atexit.register(kept.close)
-    for name in ("count.h", "flash.h", "count_unicorn.c", "count_qemu.c"):
+    for name in ("count.h", "flash.h", "count_unicorn.c", "count_qemu.c", "roofline.c"):
         text = files("xdeploy.targets.support").joinpath(name).read_text(encoding="utf-8")
         (folder / name).write_text(text, encoding="utf-8")
     return folder

@@ -98,6 +98,9 @@ def _survival(report: Mapping[str, Any]) -> list[str]:
     return [card("explanations", f"{rank['value']:.2f}", *lines)]
 
 
+_ALWAYS = ("instructions", "latency", "energy")  # told to be unknown where they are; with the reason, if there is one
+
+
 def of_target(report: Mapping[str, Any], at: int, name: str) -> str:
     """One target's heading, verdict and cards; shown alone where the page's script runs."""
     target = report["targets"][name]
@@ -107,16 +110,42 @@ def of_target(report: Mapping[str, Any], at: int, name: str) -> str:
     )
     chip = f'<span class="chip {"good" if good else "bad"}">{escape(told)}</span>'
     head = f'<h3>{escape(name)} <span class="chip">{escape(target["isa"])}</span> {chip}</h3>'
-    found = "".join(_target_card(title, target[key]) for key, title in _OF_TARGET.items() if target.get(key))
+    before, unknown = _before(report, name), target.get("cannot") or {}
+    found = ""
+    for key, title in _OF_TARGET.items():
+        if target.get(key):
+            found += _target_card(title, target[key], before.get(key, ""))
+        elif key in _ALWAYS:
+            found += card(title, "not known", unknown.get(key, "nothing here measures or models it"))
     by = f"run by {target['runner']}" if target.get("runner") else ""
+    cycles = (target.get("cycles") or {}).get("note", "").partition(";")[0]
+    told = f'<p class="note">cycles: {escape(cycles)}</p>' if cycles else ""
     return (
         f'<div data-t="{at}" data-name="{escape(name)}">{head}<p class="note">{escape(by)}</p>'
-        f'<div class="cards">{found}</div></div>'
+        f'<div class="cards">{found}</div>{told}</div>'
     )
 
 
-def _target_card(title: str, quantity: Quantity) -> str:
+def _target_card(title: str, quantity: Quantity, before: str) -> str:
     if quantity.get("value") is None:
         return card(title, "not known", str(quantity.get("note") or ""))
-    bar = error_bar(quantity)
-    return card(title, amount(quantity), f"{bar}; {quantity['how']}" if bar else str(quantity["how"]))
+    bar, note = error_bar(quantity), str(quantity.get("note") or "")
+    timed = note if quantity["unit"] == "s" and quantity["how"] == "measured" else ""
+    how = f"{bar}; {quantity['how']}" if bar else str(quantity["how"])
+    return card(title, amount(quantity), before, f"now: {how}" if before else how, timed)
+
+
+def _before(report: Mapping[str, Any], name: str) -> dict[str, str]:
+    """What the float network would need at the least, by quantity: nobody builds it for the target to measure it."""
+    found = {"flash": f"before: {amount(report['model']['float_bytes'])} of float32 weights alone; modelled"}
+    memory = (report.get("memory") or {}).get(name)
+    if memory and (live := _live(memory)):
+        found["ram"] = f"before: {4 * live:,} B of float32 activations alone; modelled"
+    return found
+
+
+def _live(memory: Mapping[str, Any]) -> int:
+    """Bytes of the tensors, one each element, that an inference needs at the same time; without workspaces."""
+    tensors = [b for b in memory["buffers"] if not b["name"].startswith("@")]
+    steps = range(len(memory["steps"]) + 1)
+    return max((sum(b["bytes"] for b in tensors if b["first"] <= k <= b["last"]) for k in steps), default=0)

@@ -173,7 +173,7 @@ def bits(report: Mapping[str, Any]) -> str:
         ax.grid()
         named = sorted(rows, key=lambda x: -x["relevance_share"])[:_NAMED]
         at = {x["origin"]: (100 * x["relevance_share"], 8 * x["bytes"] / x["weights"], x["origin"]) for x in rows}
-        _names(ax, [at[x["origin"]] for x in named], list(at.values()))
+        named_dots(ax, [at[x["origin"]] for x in named], list(at.values()))
         told = "; ".join(f"{x['origin']}: {100 * x['relevance_share']:.1f} %, {x['weight_format']}" for x in named)
         return inline(made, f"Share of the relevance against stored bits per weight. {told}")
 
@@ -187,7 +187,7 @@ def _percent_ticks(ax: Axes) -> None:
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
 
 
-def _names(ax: Axes, dots: Sequence[Dot], others: Sequence[Dot] = ()) -> None:
+def named_dots(ax: Axes, dots: Sequence[Dot], others: Sequence[Dot] = ()) -> None:
     """Names beside dots, of those whose names would not lie on a dot, an earlier name or outside of the picture."""
     ax.autoscale_view()  # places are known once the limits are
     places = [ax.transData.transform((x, y)) * 72 / ax.figure.dpi for x, y, _ in others or dots]
@@ -198,22 +198,18 @@ def _names(ax: Axes, dots: Sequence[Dot], others: Sequence[Dot] = ()) -> None:
         at = ax.transData.transform((x, y)) * 72 / ax.figure.dpi
         text = _short(name, 26)
         length = 5.0 * len(text)
-        starts = {"left": float(at[0]) + 9, "right": float(at[0]) - 9 - length}
-        side = next(
-            (s for s, start in starts.items() if _free(taken, start, length, float(at[1]), left, left + wide)), None
-        )
+        across, up = float(at[0]), float(at[1])
+        fits = (s for s in _SIDES if _free(taken, across + s[1] + s[3] * length, length, up + s[2], left, left + wide))
+        side = next(fits, None)
         if side is None:
             continue
-        taken.append((starts[side], starts[side] + length, float(at[1])))
-        ax.annotate(
-            text,
-            (x, y),
-            (9 if side == "left" else -9, 0),
-            textcoords="offset points",
-            va="center",
-            ha=side,
-            fontsize=8.5,
-        )
+        start = across + side[1] + side[3] * length
+        taken.append((start, start + length, up + side[2]))
+        ax.annotate(text, (x, y), side[1:3], textcoords="offset points", va="center", ha=side[0], fontsize=8.5)
+
+
+# places of a name at its dot: alignment, points to the right and up, and how much of its length lies left of there
+_SIDES = (("left", 9, 0, 0.0), ("right", -9, 0, -1.0), ("center", 0, 13, -0.5), ("center", 0, -13, -0.5))
 
 
 def _free(taken: Sequence[Line], start: float, length: float, height: float, low: float, high: float) -> bool:
@@ -244,7 +240,7 @@ def front(report: Mapping[str, Any]) -> str:
         ax.set(xlabel="bytes of the parameters", ylabel="accuracy, %")
         ax.grid()
         order = sorted(points, key=lambda p: p["on"] != "test")
-        _names(ax, [(p["bytes"], p["accuracy"], p["label"]) for p in order])
+        named_dots(ax, [(p["bytes"], p["accuracy"], p["label"]) for p in order])
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0, handletextpad=0.3)
         told = "; ".join(f"{p['label']} ({p['on']}): {p['bytes']:,.0f} B, {p['accuracy']:.2f} %" for p in points)
         return inline(made, f"Accuracy against bytes. {told}")

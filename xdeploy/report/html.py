@@ -30,7 +30,8 @@ def render(report: Mapping[str, Any], picture: Path | None = None) -> str:
         report: the document of report.json.
         picture: survival.png, with survival.npz beside it: samples with their heat-maps before and after, if there.
     """
-    parts = [*_headline(report), *_bought(report), *_layers(report), *_memory(report), *_samples(report, picture)]
+    parts = [*_headline(report), *_bought(report), *_layers(report), *_roofs(report), *_memory(report)]
+    parts += _samples(report, picture)
     return page(f"xdeploy: {report['model']['name']}", [*parts, *_deeper(report), *_origin(report)], script=True)
 
 
@@ -41,7 +42,7 @@ def _headline(report: Mapping[str, Any]) -> Iterator[str]:
         yield _PICK
     yield from (cards.of_target(report, at, name) for at, name in enumerate(report["targets"]))
     if report["targets"]:
-        yield f'<p class="note">{escape(tables.targets(report).note)}</p>'
+        yield f'<p class="note">{escape(tables.TARGET_NOTE)}</p>'
     if len(report["targets"]) > 1:
         yield details("all targets side by side", bare_table(tables.targets(report)))
 
@@ -109,11 +110,29 @@ def _layers(report: Mapping[str, Any]) -> Iterator[str]:
     if not report["layers"]:
         return
     yield f"<h2>Layers</h2>{layertable.render(report)}"
-    if any(t.get("energy") for x in report["layers"] for t in x["targets"].values()):
-        yield '<p class="note">energy: modelled cycles times the board\'s energy per cycle</p>'
+    for at, name in enumerate(report["targets"]):
+        if any(x["targets"].get(name, {}).get("energy") for x in report["layers"]):
+            text = f"energy on {name}: modelled cycles times the board's energy per cycle"
+            yield f'<p class="note" data-t="{at}">{escape(text)}</p>'
     slow = tables.slow(report)
     if slow.rows:
         yield details(slow.title, bare_table(slow))
+
+
+def _roofs(report: Mapping[str, Any]) -> Iterator[str]:
+    """The roofline of each target that was measured on this machine."""
+    if not any(t.get("limits") for t in report["targets"].values()):
+        return
+    from xdeploy.report import roofchart
+
+    for at, name in enumerate(report["targets"]):
+        chart = roofchart.roofline(report, name)
+        if not chart:
+            continue
+        table = roofchart.numbers(report, name)
+        inside = f'{bare_table(table)}<p class="note">{escape(table.note)}</p>'
+        yield f'<div data-t="{at}"><h2>Roofline: what the layers reach of this machine</h2>'
+        yield f"{figure(chart, f'{name}: {roofchart.TEXT}', details('the numbers', inside))}</div>"
 
 
 def _memory(report: Mapping[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ Reads saved objects only (S32), so that any report can be made again from its fo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,11 @@ def _weight_bytes(node: Node) -> int:
     return node.format.packed_bytes(len(codes), codes[0].size) + 8 * len(codes)
 
 
+def _traffic(graph: LoweredGraph, node: Node) -> int:
+    """Bytes that a layer moves at the least: its tensors of int8, and its packed weights."""
+    return sum(math.prod(graph.tensors[t].shape) for t in (*node.inputs, node.output)) + _weight_bytes(node)
+
+
 def _zeros(node: Node) -> int | None:
     """How many of the layer's weights are zero."""
     return None if node.format is None else int((node.values == 0).sum())
@@ -119,8 +125,12 @@ def _target(folder: Path) -> dict[str, Any]:
     for key in _BENCH_QUANTITIES:
         summary[key] = bench.quantities.get(key)
     summary |= {key: bench.quantities.get(key) for key in _FURTHER}
-    summary["form"] = manifest["form"]
+    summary |= {"form": manifest["form"], "cannot": dict(bench.tells.get("cannot", {}))}
+    summary["limits"] = bench.quantities.get("limits")
     counts, kernels = dict[str, int](), dict[str, str]()
+    times: dict[str, float] = {}
+    for call, found in (bench.quantities.get("layer_times") or {}).items():
+        times[origin(call)] = times.get(origin(call), 0.0) + found["value"]
     models: dict[str, dict[str, float]] = {}
     for row in bench.layers:  # the bands of a streamed layer, and the copies of rows that it keeps, are one layer
         counts[origin(row.node)] = counts.get(origin(row.node), 0) + row.instructions
@@ -132,7 +142,8 @@ def _target(folder: Path) -> dict[str, Any]:
         names = kernels.get(origin(node["name"]), "").split(" and ")
         if node["op"] != "stack" and node["kernel"] not in names:
             kernels[origin(node["name"])] = " and ".join([*filter(None, names), node["kernel"]])
-    return {"summary": summary, "kernels": kernels, "counts": counts, "models": models, "arena": arena(program)}
+    found = {"summary": summary, "kernels": kernels, "counts": counts, "models": models, "times": times}
+    return {**found, "arena": arena(program)}
 
 
 def _layers(
@@ -157,6 +168,7 @@ def _layers(
             "channels_after": channels,
             "relevance_share": share.get(node.name),
             "bytes": _weight_bytes(node),
+            "traffic": quantity(_traffic(graph, node), "byte", "modelled", note="all that goes in and out, once"),
             "weights": node.consts["codes"].size if node.format else None,
             "zeros": _zeros(node),
             "targets": {name: _on_target(node.name, t, notes[name]) for name, t in targets.items()},
@@ -172,7 +184,10 @@ def _on_target(node: str, target: Mapping[str, Any], notes: Mapping[str, str]) -
     values = {key: quantity(model[key], unit, "modelled") if key in model else None for key, unit in _MODELLED.items()}
     if values["accelerator"]:
         values["accelerator"]["note"] = ACCELERATOR
-    return {"kernel": target["kernels"].get(node), "instructions": instructions, "note": notes.get(node), **values}
+    taken = target["times"].get(node)
+    time = None if taken is None else quantity(taken, "s", "measured")
+    told = {"kernel": target["kernels"].get(node), "instructions": instructions, "note": notes.get(node)}
+    return {**told, "time": time, **values}
 
 
 def render(report: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,10 @@ _SHARED = (
     Column("relevance, %", True, _share),
     Column("bytes", True, lambda x: _number(x["bytes"])),
 )
-_FIGURES = (("instructions", "instructions", 1.0), ("cycles", "cycles", 1.0), ("energy, µJ", "energy", 1e-6))
+_FIGURES = (
+    ("instructions", "instructions", 1.0), ("cycles", "cycles", 1.0), ("time, µs", "time", 1e-6),
+    ("energy, µJ", "energy", 1e-6),
+)  # fmt: skip
 
 
 def _figure(name: str, key: str, scale: float) -> Callable[[Row], Cell]:
@@ -125,7 +129,10 @@ def _marks(column: Column) -> str:
 
 
 def _cell(column: Column, cell: Cell) -> str:
-    return f'<td{_marks(column)} data-v="{escape(cell.key)}">{escape(cell.text)}</td>'
+    text = escape(cell.text)
+    if not column.number:  # long names may break behind a dot or an underscore
+        text = re.sub(r"(?<=[._])(?=[^._])", "<wbr>", text)
+    return f'<td{_marks(column)} data-v="{escape(cell.key)}">{text}</td>'
 
 
 def _sum(column: Column, rows: list[Row]) -> str:
@@ -134,4 +141,4 @@ def _sum(column: Column, rows: list[Row]) -> str:
         return ""
     keys = [column.cell(x).key for x in rows]
     total = sum(float(k) for k in keys if k)
-    return f"{total:,.2f}" if "µJ" in column.title else f"{total:,.0f}"
+    return f"{total:,.2f}" if "µ" in column.title else f"{total:,.0f}"

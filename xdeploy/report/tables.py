@@ -69,7 +69,7 @@ _TARGET_COLUMNS = {
     "latency, us": ("latency", 1e-6, 1),
     "energy, uJ": ("energy", 1e-6, 1),
 }
-_TARGET_NOTE = (
+TARGET_NOTE = (
     "flash = code + constants + initialised data of the package linked alone; "
     "RAM = arena + static, without stack and the caller's input and output"
 )
@@ -84,7 +84,7 @@ def targets(report: Mapping[str, Any]) -> Table:
         rows.append((name, t["isa"], verdict, *numbers))
     columns = ("target", "ISA", "against the reference", *_TARGET_COLUMNS)
     models = {n: t["cycles"]["note"].partition(";")[0] for n, t in report["targets"].items() if t["cycles"]}
-    note = "; ".join((_TARGET_NOTE, *(f"cycles of {name}: {said}" for name, said in models.items())))
+    note = "; ".join((TARGET_NOTE, *(f"cycles of {name}: {said}" for name, said in models.items())))
     return Table("Targets", columns, "<<<" + ">" * len(_TARGET_COLUMNS), tuple(rows), note)
 
 

@@ -1,0 +1,90 @@
+"""What each layer takes on this machine, and what the machine could do at best: the data of a roofline.
+
+Times are the least of several inferences on one thread, taken between the layers by a hook in C; the clock's own call
+is in them, some tens of nanoseconds. The machine's limits are measured right before and after, and the better of the
+two is kept. (S. Williams, A. Waterman, D. Patterson: Roofline, CACM 52(4), 2009.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from typing import Any
+
+import numpy as np
+
+from xdeploy.bench.host import HostRunner, aligned
+from xdeploy.bench.model import significant
+from xdeploy.bench.native import native_library
+from xdeploy.cpu import cpu_flags
+from xdeploy.errors import ToolchainError
+from xdeploy.formats import Int8
+from xdeploy.handover import quantity
+
+ROUNDS = 40
+_TIMES = f"least of {ROUNDS} inferences on one thread, memory warm, the clock's call included"
+_SIZES = {"cache": 1 << 14, "memory": 1 << 26}  # bytes that are read again and again
+_READ_TOTAL = 1 << 28  # bytes read for one figure
+_TURNS = 200_000
+_Q = dict[str, Any]
+
+
+def layers_and_limits(runner: HostRunner, codes: Int8) -> _Q:
+    """Measure; nothing where the compiler for the helper is missing or the CPU lacks what it needs.
+
+    Args:
+        runner: of an artifact that can run here, whose outputs were checked.
+        codes: int8 inputs (N, *device input shape); the first is used.
+
+    Returns:
+        `layer_times`: by node name a quantity in seconds. `limits`: `multiply` (MAC/s, of x86-64 alone), `cache` and
+        `memory` (byte/s).
+
+    Raises:
+        DeviceError: the library reports an error.
+    """
+    if platform.machine() in ("x86_64", "AMD64") and "avx2" not in cpu_flags():
+        return {}
+    try:
+        helper = ctypes.CDLL(str(native_library("roofline.c")))
+    except (ToolchainError, OSError):
+        return {}
+    before = _limits(helper)
+    times = runner.layer_times(helper.xd_layer_times, codes, ROUNDS)
+    after = _limits(helper)
+    names = [str(n["name"]) for n in runner.image.nodes]
+    found = {
+        name: quantity(significant(ns * 1e-9), "s", "measured", note=_TIMES)
+        for name, ns in zip(names, times.tolist(), strict=True)
+        if ns > 0
+    }
+    return {"layer_times": found, "limits": {k: _better(before[k], after[k]) for k in before}}
+
+
+def _better(a: _Q, b: _Q) -> _Q:
+    return a if a["value"] >= b["value"] else b
+
+
+def _limits(helper: ctypes.CDLL) -> _Q:
+    """The machine's limits on one thread, each the best of three."""
+    found = {}
+    if hasattr(helper, "xd_multiply"):
+        helper.xd_multiply.restype = ctypes.c_double
+        helper.xd_multiply.argtypes = [ctypes.c_int64, ctypes.c_void_p]
+        sum_ = np.zeros(1, np.int32)
+        best = max(helper.xd_multiply(_TURNS, sum_.ctypes.data) for _ in range(3))
+        note = "vpmaddwd of AVX2 on registers, one thread"
+        found["multiply"] = quantity(significant(best), "MAC/s", "measured", note=note)
+    for name, size in _SIZES.items():
+        note = f"reading {size >> 10:,} KiB again and again, one thread"
+        found[name] = quantity(significant(_reading(helper, size)), "byte/s", "measured", note=note)
+    return found
+
+
+def _reading(helper: ctypes.CDLL, size: int) -> float:
+    helper.xd_read.restype = ctypes.c_double
+    helper.xd_read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    data, sum_ = aligned(size, 64), np.zeros(1, np.uint64)
+    data.fill(1)  # pages of zeros that were never written are one page
+    turns = max(1, _READ_TOTAL // size // 3)
+    return max(float(helper.xd_read(data.ctypes.data, size, turns, sum_.ctypes.data)) for _ in range(3))
