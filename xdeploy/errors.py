@@ -15,9 +15,12 @@ A message says what was given, what is allowed and where it came from; the hint 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class XdeployError(Exception):
@@ -114,6 +117,32 @@ def shown(text: str, limit: int = 80, *, quote: bool = True) -> str:
 def choose_from(what: str, given: str, allowed: Iterable[str]) -> UsageError:
     """The error for a name that is not in a list: says what is allowed and what is close."""
     names = sorted(allowed)
-    close = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(c) for c in close)}?" if close else None
-    return UsageError(f"unknown {what} {given!r}; allowed: {', '.join(names)}", hint=hint)
+    return UsageError(f"unknown {what} {given!r}; allowed: {', '.join(names)}", hint=did_you_mean(given, names))
+
+
+def did_you_mean(given: str, names: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The hint that tells up to three close names; None where nothing is as close as `cutoff`, 0..1."""
+    close = difflib.get_close_matches(given, sorted(names), n=3, cutoff=cutoff)
+    return f"did you mean {' or '.join(repr(c) for c in close)}?" if close else None
+
+
+def not_there(path: Path, what: str = "") -> UsageError:
+    """The error for a file or folder that does not exist: which part of the path is missing, and what is close.
+
+    Args:
+        path: as it was given.
+        what: what it was to be, such as "recipe"; "" says the path alone.
+    """
+    told = f"{what} {path}".lstrip()
+    folder = path.parent
+    if not folder.is_dir():
+        return UsageError(f"{told} does not exist: there is no folder {folder}", hint=_begins(path))
+    with_same_end: list[str] = []
+    with contextlib.suppress(OSError):  # a folder that cannot be listed tells nothing more
+        with_same_end = [x for x in os.listdir(folder) if Path(x).suffix == path.suffix][:1000]
+    hint = did_you_mean(path.name, filter(str.isprintable, with_same_end))
+    return UsageError(f"{told} does not exist", hint=hint or _begins(path))
+
+
+def _begins(path: Path) -> str | None:
+    return None if path.is_absolute() else f"paths begin at the working folder, {Path.cwd()}"

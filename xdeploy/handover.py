@@ -274,7 +274,13 @@ class Artifact:
 
     @staticmethod
     def load(folder: Path) -> Artifact:
-        """Read OUT/<target>."""
+        """Read OUT/<target>.
+
+        Raises:
+            UsageError: the folder is none of a built target.
+        """
+        if not (folder / "manifest.json").exists():
+            raise manifest.not_built(folder)
         return Artifact(folder, read_json(folder / "manifest.json", "xdeploy.manifest/1"))
 
     def verify_files(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.environment import environment
-from xdeploy.errors import UsageError
+from xdeploy.errors import PlanError, UsageError
 from xdeploy.formats import Int8
 from xdeploy.handover import ExportedModel, GoldenIo, IoSpec, quantity
 from xdeploy.lir.graph import LoweredGraph
-from xdeploy.recipe import DataOptions
+from xdeploy.recipe import DataOptions, Recipe
 from xdeploy.request import Progress, Request, is_quantised_file
 
 if TYPE_CHECKING:
@@ -25,6 +25,48 @@ if TYPE_CHECKING:
 
 _BATCH = 500
 Array = NDArray[Any]
+
+
+# what only scoring and compressing can honour; of a kept file the arena and the packed weights can be held to a limit
+_COMPRESSING = ("relevance", "plan", "compress", "recover", "ecq")
+_HONOURED = ("plan.flash", "plan.ram", "plan.max_drop")
+
+
+def refuse_compression(request: Request) -> None:
+    """Refuse options that a file which is quantised already and kept as it is would leave without effect.
+
+    Raises:
+        UsageError: some are given; names them.
+    """
+    default = Recipe()
+    given = [
+        f"{section}.{f.name}"
+        for section in _COMPRESSING
+        for f in fields(getattr(default, section))
+        if getattr(getattr(request.recipe, section), f.name) != getattr(getattr(default, section), f.name)
+    ]
+    given = [key for key in given if key not in _HONOURED] + (["--plan"] if request.plan is not None else [])
+    if given:
+        raise UsageError(
+            f"{request.model} is quantised already and kept as it is, so nothing can honour {', '.join(given)}",
+            hint="leave them out, or give --further and --data to compress it once more",
+        )
+
+
+def check_budget(graph: LoweredGraph, model: str, flash: int | None) -> None:
+    """Hold the packed weights of a kept file to plan.flash.
+
+    Raises:
+        PlanError: they take more bytes.
+    """
+    from xdeploy.plan.cost import layer_bytes
+
+    needed = sum(layer_bytes(n.consts["codes"].shape, n.format) for n in graph.nodes if n.format)
+    if flash is not None and needed > flash:
+        raise PlanError(
+            f"the weights of {model} take {needed} bytes as they are; plan.flash allows {flash}",
+            hint="allow more (--flash), or give --further and --data to compress them once more",
+        )
 
 
 @dataclass(frozen=True, slots=True)

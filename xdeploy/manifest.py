@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xdeploy.errors import UsageError
+from xdeploy.errors import UsageError, not_there
 from xdeploy.files import sha256, write_text
 
 NAME = "manifest.json"
@@ -75,3 +75,12 @@ def _is_own(path: Path) -> bool:
         return False
     start, end = found.span(1)
     return hashlib.sha256(data[:start] + _ZEROS.encode() + data[end:]).hexdigest().encode() == found[1]
+
+
+def not_built(folder: Path) -> UsageError:
+    """The error for a folder that is none of a built target."""
+    if not folder.exists():
+        return not_there(folder)
+    built = sorted(p.parent for p in folder.glob("[!.]*/manifest.json")) if folder.is_dir() else []
+    hint = f"give one of the targets in it: {', '.join(map(str, built))}" if built else "give OUT/<target> of a build"
+    return UsageError(f"{folder} is not the folder of a built target: it has no manifest.json", hint=hint)

@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 
-from xdeploy.errors import ModelError
+from xdeploy.errors import ModelError, not_there
 
 FILE_LIMIT = 2**31 - 1  # protobuf's own
 FIELD_LIMIT = 1_000_000  # of all messages together: at most about 200 MB once parsed
@@ -43,6 +43,8 @@ def read_bytes(path: Path) -> bytes:
             if about.st_size > FILE_LIMIT:
                 raise ModelError(f"{path} has {about.st_size} bytes; an ONNX file has at most {FILE_LIMIT}")
             return file.read(min(FILE_LIMIT, about.st_size + 1))
+    except FileNotFoundError:
+        raise not_there(Path(path)) from None
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         raise ModelError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xdeploy.errors import UsageError
+from xdeploy.errors import UsageError, not_there
 from xdeploy.files import replacing, write_text
 from xdeploy.handover import (
     Artifact,
@@ -79,9 +79,9 @@ def opened(request: Request, progress: Progress | None = None) -> Iterator[Stage
         UsageError: a name or path is wrong, or another process works in the folder.
     """
     targets = resolve_targets(list(request.targets))  # bad names fail before anything is written
+    _check_paths(request)
     if request.plan is not None:
         CompressionPlan.load(request.plan)
-    _check_paths(request)
     store = Store(request.output)
     try:
         with store.working(), external_data(request.recipe.lower.external_data):
@@ -114,9 +114,9 @@ def _fixed_threads(stages: Stages) -> Iterator[None]:
 
 def _check_paths(request: Request) -> None:
     file = request.model if isinstance(request.model, str) and request.model.endswith((".onnx", ".pt2")) else None
-    for path in (file, request.weights, request.data, request.test_data):
+    for path in (file, request.weights, request.data, request.test_data, request.plan):
         if path is not None and not Path(path).exists():
-            raise UsageError(f"{path} does not exist")
+            raise not_there(Path(path))
     if request.model is not None and not file and request.data is None:
         raise UsageError(
             "a model needs --data to be scored and quantised", hint="a folder or zip of class folders, or an .npz"
@@ -243,7 +243,9 @@ def run_inputs(
         raise UsageError(f"{where} does not say what goes in and out", hint="build it again") from None
     try:
         array = np.load(inputs, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except FileNotFoundError:
+        raise not_there(inputs, "inputs") from None
+    except (OSError, ValueError, EOFError) as error:
         raise UsageError(f"inputs {inputs}: {error}") from None
     if array.dtype != np.int8 and array.dtype.kind not in "f":
         raise UsageError(f"inputs {inputs} hold {array.dtype}; expected float as the model takes it, or int8 codes")

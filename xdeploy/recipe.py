@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from xdeploy.errors import UsageError, choose_from
+from xdeploy.errors import UsageError, choose_from, not_there
 from xdeploy.files import read_toml
 from xdeploy.planoptions import PlanOptions as PlanOptions
 from xdeploy.trainoptions import EcqOptions as EcqOptions
@@ -24,6 +24,13 @@ RULE = r"epsilon|z\+|flat|wsquare|bounded|gamma(?P<gamma>\d+(\.\d+)?)?|alpha(?P<
 
 # C11 7.31: <stdatomic.h>, <threads.h>, <signal.h>, <locale.h>, <fenv.h> and <time.h> may take more names of these stems
 _RESERVED_PREFIXES = frozenset({"atomic", "memory", "cnd", "mtx", "thrd", "tss", "sig", "lc", "fe", "time"})
+
+
+# what a value must be, in TOML's words, by its type in Python
+_WORDS: dict[Any, str] = {
+    bool: "a boolean, true or false", int: "an integer", float: "a float or integer", str: "a string",
+    tuple: "an array", Mapping: "a table",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +174,8 @@ def load_recipe(path: Path | None) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
         value = read_toml(text)
+    except FileNotFoundError:
+        raise not_there(path, "recipe") from None
     except OSError as error:
         raise UsageError(f"recipe {path}: {error.strerror}") from None
     except ValueError as error:
@@ -223,8 +232,9 @@ def _cast_scalar(kind: Any, value: Any, key: str) -> Any:
         return float(value)
     if kind in (int, str, bool) and type(value) is kind:
         return value
-    name = getattr(kind, "__name__", str(kind))
-    raise UsageError(f"recipe key {key!r} must be {name}, got {value!r}")
+    name = _WORDS.get(get_origin(kind) or kind, str(kind))
+    hint = f"in TOML: {key.rpartition('.')[2]} = [...]" if get_origin(kind) is tuple else None
+    raise UsageError(f"recipe key {key!r} must be {name}, got {value!r}", hint=hint)
 
 
 def _check(recipe: Recipe) -> None:

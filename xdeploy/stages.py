@@ -99,8 +99,7 @@ class Stages:
         if last >= STAGES.index("build"):
             self._warm_up()
         if self.quantised:
-            self._step("lower", ["source.json", "graph.txt", "graph.npz", "golden.npz"], self._adopt)
-            self._foretell()
+            self._kept_stages()
         else:
             self._float_stages(last)
         if last >= STAGES.index("build"):
@@ -111,6 +110,14 @@ class Stages:
             self._step("accuracy", ["accuracy.json"], work)
         if until == "explain":
             self._step("explain", [], self._explain)
+
+    def _kept_stages(self) -> None:
+        from xdeploy.kept import check_budget, refuse_compression
+
+        refuse_compression(self.request)
+        self._step("lower", ["source.json", "graph.txt", "graph.npz", "golden.npz"], self._adopt)
+        check_budget(self.graph, self.request.model, self.recipe.plan.flash)
+        self._foretell()
 
     def _float_stages(self, last: int) -> None:
         steps: tuple[tuple[str, list[str], Callable[[], None]], ...] = (

@@ -72,8 +72,9 @@ class Store:
             self.discard_if_empty()
             if error.errno in _TRANSIENT:
                 raise storage_error(error, Path(error.filename or folder)) from None
+            why = "it is a file" if folder.is_file() else error.strerror
             raise UsageError(
-                f"output folder {folder} cannot be written: {error.strerror}", hint="choose another one with -o"
+                f"output folder {folder} cannot be written: {why}", hint="choose another one with -o"
             ) from None
 
     @property

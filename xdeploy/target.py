@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from xdeploy.errors import UsageError, choose_from
+from xdeploy.errors import UsageError, choose_from, not_there
 from xdeploy.files import read_toml
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -113,6 +113,8 @@ def load_target(name: str) -> Target:
         path = Path(name)
         try:
             text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise not_there(path, "target file") from None
         except OSError as error:
             raise UsageError(f"target file {name}: {error.strerror}") from None
         return _parse(text, name)

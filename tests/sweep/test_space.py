@@ -63,7 +63,7 @@ def test_the_grid_is_every_combination() -> None:
         ("plan.density = { low = 0.5, high = 2.0 }", "at most 1"),
         ("plan.density = { low = nan, high = 1.0 }", "must be a number"),
         ("recover.lr = { low = 0.0, high = 1.0, log = true }", "means nothing"),
-        ("relevance.method = { low = 1, high = 2 }", "must be str"),
+        ("relevance.method = { low = 1, high = 2 }", "must be a string"),
         ("plan.rule = ['best']", "unknown value"),
         ("plan = ", "Invalid value"),
         ("", "names no recipe key"),

@@ -150,7 +150,7 @@ def _refused(key: str, value: Any) -> str:
     except UsageError as error:
         for pattern in _ALLOWED:
             match = re.search(pattern, error.message)
-            if match and match[1].partition(" ")[0] not in ("tuple", "Mapping", "float", "int", "str", "bool"):
+            if match and match[1].partition(" ")[0] not in ("a", "an"):  # else a type
                 return (
                     "not negative" if match[1] == "negative" else (_ONE_OF if "unknown" in pattern else "") + match[1]
                 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from xdeploy.errors import UsageError
+from xdeploy.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from xdeploy.recipe import Recipe
@@ -17,11 +17,54 @@ _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are UsageErrors."""
+    """A parser whose complaints are UsageErrors, with what is close to a word that it does not know."""
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print."""
         raise UsageError(message, hint=f"see `{self.prog} --help`")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it; a flag that is not known is told with those of the command that was given."""
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            below = _commands(self).get(getattr(found, "command", None) or "", self)
+            known = [flag for action in below._actions for flag in action.option_strings]
+            flag = next((word for word in rest if word.startswith("-")), rest[0]).partition("=")[0]
+            hint = did_you_mean(flag, known, 0.7) if flag.startswith("-") else None
+            raise UsageError(f"{below.prog} does not know {' '.join(rest)}", hint=hint or f"see `{below.prog} --help`")
+        return found
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        what = action.metavar if isinstance(action.metavar, str) else action.dest
+        names = [str(x) for x in action.choices]
+        hint = did_you_mean(str(value), names) or f"see `{self.prog} --help`"
+        demo = "`xdeploy build` without MODEL builds the demo" if value == "demo" else None
+        told = f"unknown {what.lower()} {str(value)!r} (choose from {', '.join(map(repr, names))})"
+        raise UsageError(told, hint=demo or hint)
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands, by name."""
+    found = (a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(next(found, {}))
+
+
+def number(text: str) -> float:
+    """A number: 0.5, 1e-3."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; examples: 1, 0.5") from None
+
+
+def whole(text: str) -> int:
+    """A whole number: 20."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number; example: 20") from None
 
 
 def size(text: str) -> int:
@@ -67,14 +110,14 @@ FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "--coded": ("plan.coded", size, "budget for the weights after entropy coding, by their codes' entropy, e.g. 32K"),
     "--instructions": ("plan.instructions", count, "budget for one inference, counted on the first emulated target"),
     "--bops": ("plan.bops", count, "budget for MACs times weight bits times activation bits, e.g. 500M"),
-    "--max-drop": ("plan.max_drop", float, "points of validation accuracy that may be lost when no --flash is given"),
+    "--max-drop": ("plan.max_drop", number, "points of validation accuracy that may be lost when no --flash is given"),
     "--formats": ("plan.formats", _names, "weight formats to choose from, e.g. int8,int4,c4s8"),
     "--method": ("relevance.method", str, "relevance method: lrp, deeplift, magnitude, ..."),
     "--composite": ("relevance.composite", str, "LRP rules: epsilon or epsilon-plus-flat"),
-    "--epochs": ("recover.epochs", int, "epochs of fine-tuning after compression"),
-    "--lr": ("recover.lr", float, "learning rate of the fine-tuning"),
+    "--epochs": ("recover.epochs", whole, "epochs of fine-tuning after compression"),
+    "--lr": ("recover.lr", number, "learning rate of the fine-tuning"),
     "--optimiser": ("recover.optimiser", str, "of the fine-tuning: sgd or adam"),
-    "--distill": ("recover.distill", float, "share of the loss that follows the float model's outputs, 0..1"),
+    "--distill": ("recover.distill", number, "share of the loss that follows the float model's outputs, 0..1"),
     "--ecq": ("ecq.method", str, "entropy-constrained codes at the plan's densities: off, ecq or ecqx (relevance)"),
     "--mean": ("data.mean", _floats, "per-channel mean of pixels in 0..1"),
     "--std": ("data.std", _floats, "per-channel standard deviation of pixels in 0..1"),
@@ -84,7 +127,7 @@ FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "--prefix": ("package.prefix", str, "what every name in C begins with, xd by default"),
     "--tune": ("tune.effort", str, "choose kernels by measuring: off (cost formulas), quick (likely ones) or full"),
     "--objective": ("tune.objective", str, "what tuning makes small: instructions, cycles or flash"),
-    "--seed": ("seed", int, "seed of everything random"),
+    "--seed": ("seed", whole, "seed of everything random"),
 }
 # flag -> (recipe key, help): yes, or no with --no-
 SWITCHES: dict[str, tuple[str, str]] = {

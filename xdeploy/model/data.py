@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xdeploy.errors import UsageError
+from xdeploy.errors import UsageError, not_there
 from xdeploy.files import StorageError
 from xdeploy.handover import laid_out
 from xdeploy.model.bars import Progress
@@ -144,7 +144,7 @@ def load_data(
             samples.
     """
     if not path.exists():
-        raise UsageError(f"data {path} does not exist")
+        raise not_there(path, "data")
     if path.is_dir():
         files = list_folder(path)
         return _image_set(path, decode(files, str(path), channels, progress), files.labels, files.classes, mean, std)
@@ -239,7 +239,7 @@ def _from_npz(path: Path, mean: tuple[float, ...], std: tuple[float, ...], shape
     for start, rows in pieces(x):
         if not np.isfinite(rows).all():
             first = start + int(np.argwhere(~np.isfinite(rows))[0][0])
-            raise UsageError(f"{path}: x holds NaN or infinity, first in sample {first}")
+            raise UsageError(f"{path}: x holds NaN or infinity, first in sample {first}", hint="leave such samples out")
     return DataSet(x, labels, classes, named, (), (), fingerprint(x, labels, classes, groups), str(path), groups)
 
 
@@ -273,7 +273,8 @@ def _names(path: Path, names: NDArray[Any]) -> tuple[str, ...]:
 def _one_of(path: Path, arrays: dict[str, NDArray[Any]], names: tuple[str, ...]) -> NDArray[Any]:
     found = [n for n in names if n in arrays]
     if len(found) != 1:
-        raise UsageError(f"{path}: expected exactly one of the arrays {', '.join(names)}; found {found or 'none'}")
+        told = f"{path}: expected exactly one of the arrays {', '.join(names)}; found {', '.join(found) or 'none'}"
+        raise UsageError(told, hint="save them with np.savez(path, x=samples, y=labels)")
     return arrays[found[0]]
 
 

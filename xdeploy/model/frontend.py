@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 from torch.export import ExportedProgram
 
-from xdeploy.errors import Obstacle, UnsupportedError, UsageError
+from xdeploy.errors import Obstacle, UnsupportedError, UsageError, not_there
 from xdeploy.model.data import load_data
 from xdeploy.model.factory import Declared, call_factory, declared_input, with_weights
 from xdeploy.model.network import Network
@@ -101,7 +101,7 @@ def _front_end(model: str | nn.Module, fallback: Collection[str] = ()) -> Given:
     path = Path(model)
     suffix = path.suffix.lower()
     if suffix in (".onnx", ".pt2") and not path.exists():
-        raise UsageError(f"model {model} does not exist")
+        raise not_there(path, "model")
     if suffix == ".pt2":
         return Given(path.stem, model, None, load_program(path), Declared())
     if suffix == ".onnx":
@@ -113,7 +113,8 @@ def _front_end(model: str | nn.Module, fallback: Collection[str] = ()) -> Given:
         )
     if ":" not in model or suffix == ".py":
         raise UsageError(
-            f"MODEL {model!r} is not understood", hint="give package.module:factory, a .pt2 or a .onnx file"
+            f"MODEL {model!r} is no folder of a build, and not understood as a model",
+            hint="give package.module:factory, a .pt2 or a .onnx file",
         )
     module = call_factory(model)
     return Given(model.rpartition(":")[2].rpartition(".")[2], model, module, None, declared_input(module))
