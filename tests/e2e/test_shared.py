@@ -26,13 +26,13 @@ def subset(source: Path, to: Path, per_class: int) -> Path:
 
 @pytest.mark.shared
 def test_resnet20_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:
-    """A tenth of the images: within 2 points (the standard error of 1,000 samples is 1), at 0.30 of the bytes."""
+    """Few of the images: within 2 points of the float network on the same 500, at 0.30 of the bytes."""
     recipe = Recipe().with_options({"relevance.samples": 64, "plan.flash": 180_000})
     request = Request(
         "xdeploy.model.zoo:resnet20",
         shared / "models" / "resnet20-cifar10-jpeg.safetensors",
-        subset(shared / "data" / "cifar10-jpeg-train.zip", tmp_path / "train.zip", 100),
-        subset(shared / "data" / "cifar10-jpeg-test.zip", tmp_path / "test.zip", 100),
+        subset(shared / "data" / "cifar10-jpeg-train.zip", tmp_path / "train.zip", 40),
+        subset(shared / "data" / "cifar10-jpeg-test.zip", tmp_path / "test.zip", 50),
         recipe,
         ("x86-64", "cortex-m4"),
         tmp_path / "out",
