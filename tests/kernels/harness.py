@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import struct
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,14 +115,19 @@ def rows(op: str, case: Case, target: Target, c99: bool = False) -> list[Kernel]
     return [k for k in found if k.applies(case.graph, case.node, target)]
 
 
-def fill(batch: Batch, cases: Mapping[str, Sequence[Case]], samples: int | None = None, c99: bool = False) -> None:
-    """Add every TIR row, or every row of plain C, for every case of `cases` (op -> list)."""
+def fill(
+    batch: Batch, cases: Mapping[str, Sequence[Case]], samples: int | None = None, c99: bool = False, step: int = 1
+) -> None:
+    """Add every TIR row, or every row of plain C, for every case of `cases` (op -> list), or every `step`-th of its."""
+    seen: Counter[str] = Counter()
     for op, listed in cases.items():
         for case in listed:
             applicable = rows(op, case, batch.target, c99)
             assert applicable, f"no row runs {case.name} on {batch.target.name}"
             for row in applicable:
-                batch.add(row, case, samples)
+                if seen[row.name] % step == 0:
+                    batch.add(row, case, samples)
+                seen[row.name] += 1
 
 
 # ---------------------------------------------------------------------------------------------------- host
