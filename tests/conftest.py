@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import xdeploy  # noqa: F401  (switches ONNX Runtime's reports off, before a test loads it)
 from tests import loopback
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

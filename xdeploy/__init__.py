@@ -7,6 +7,7 @@ Importing this loads no torch, tvm or onnx; the functions do when they are calle
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "build"]
+
+# ONNX Runtime's official builds report to their maker from the moment they are loaded, unless told not to before
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -69,6 +70,16 @@ def test_the_hook_hears(tmp_path: Path) -> None:
     assert warm.run(work, warm.Place.below(tmp_path / "spot", tmp_path)).code == 99
 
 
+@pytest.mark.parametrize(("given", "found"), [(None, "1"), ("0", "0")])
+def test_reports_of_onnxruntime_are_off(given: str | None, found: str) -> None:
+    """It would send them from when it is loaded, by code of its own that no hook of Python's hears; users may."""
+    name = "ORT_DISABLE_TELEMETRY"
+    env = {k: v for k, v in os.environ.items() if k != name} | ({} if given is None else {name: given})
+    code = f"import os, xdeploy; print(os.environ['{name}'])"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == found
+
+
 @pytest.mark.parametrize(
     ("line", "count"),
     [
@@ -93,7 +104,8 @@ def test_a_tuned_build_talks_to_nobody(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     words = ["strace", "-f", "--seccomp-bpf", "-e", "trace=bind,listen,connect,sendto,sendmsg", "-o", str(trace)]
     command = [sys.executable, "-m", "xdeploy", *small.command(tmp_path / "out", 0, "--tune", "quick")]
-    done = subprocess.run([*words, *command], cwd=work, capture_output=True, text=True, check=False)
+    env = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}  # set by the tests; xdeploy itself must
+    done = subprocess.run([*words, *command], cwd=work, env=env, capture_output=True, text=True, check=False)
     if "PTRACE" in done.stderr:
         pytest.skip("processes cannot be traced here")
     assert done.returncode == 0, done.stderr[-500:]
