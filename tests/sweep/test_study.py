@@ -7,10 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
+from sqlalchemy import event
 
 from tests.sweep.conftest import defined
 from xdeploy.errors import UsageError
@@ -40,6 +43,25 @@ while len(study.settled()) < study.wanted:
     time.sleep(pause)
     study.complete(taken, [float(taken.position), 1.0], {"quantities": {}})
 """
+
+
+def test_a_slot_is_taken_by_one_of_two_at_the_same_moment(tmp_path: Path) -> None:
+    """While the first is between reading that a slot waits and saying that it has it, the second tries."""
+    first, second = (Study(defined(), open_storage(None, tmp_path), None) for _ in range(2))
+    first.top_up()
+    slot = first.storage.get_all_trials(first.id, states=(TrialState.WAITING,))[0]
+    found: list[bool] = []
+    other = threading.Thread(target=lambda: found.append(second._claim(slot)))
+
+    def between(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("UPDATE trials") and other.ident is None:
+            other.start()
+            other.join(1.0)  # it must not get further before the first is done
+
+    event.listen(first.storage.engine, "before_cursor_execute", between)
+    assert first._claim(slot)
+    other.join()
+    assert found == [False]
 
 
 def _start(where: Path, log: Path, pause: float) -> subprocess.Popen[bytes]:

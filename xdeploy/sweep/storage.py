@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from xdeploy.errors import ToolchainError, UsageError
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
+    from optuna.storages import BaseStorage, RDBStorage
 
 FILE = "study.db"  # in the output folder
 _TRIES = 8  # several processes may make the tables of a new file at once
@@ -65,13 +65,29 @@ def _open(where: str) -> BaseStorage:
     from optuna.storages.journal import JournalFileBackend
 
     if "://" in where:
-        return RDBStorage(where, engine_kwargs=_patient(where))
+        return _serialised(RDBStorage(where, engine_kwargs=_patient(where)))
     path = Path(where).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in (".journal", ".log"):
         return JournalStorage(JournalFileBackend(str(path)))
     url = f"sqlite:///{path}"
-    return RDBStorage(url, engine_kwargs=_patient(url))
+    return _serialised(RDBStorage(url, engine_kwargs=_patient(url)))
+
+
+def _serialised(storage: RDBStorage) -> RDBStorage:
+    """SQLite: begin each transaction with the lock to write, as SQLAlchemy's manual has it; others lock rows.
+
+    Python's driver begins one only at the first change: two processes could both read that a trial waits, and both
+    take it.
+    """
+    from sqlalchemy import event
+
+    engine = storage.engine
+    if engine.dialect.name == "sqlite":
+        engine.dispose()  # connections that were made before would not be told
+        event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return storage
 
 
 def _patient(url: str) -> dict[str, dict[str, int]]:
