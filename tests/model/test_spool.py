@@ -16,7 +16,7 @@ from xdeploy.errors import UsageError
 from xdeploy.files import StorageError
 from xdeploy.model import spool
 from xdeploy.model.npzfile import read_arrays
-from xdeploy.model.spool import Spool, pieces, release, stored
+from xdeploy.model.spool import Spool, picked, pieces, release, stored
 
 
 @pytest.fixture(autouse=True)
@@ -143,3 +143,15 @@ def test_arrays_that_lie_reserve_nothing(tmp_path: Path, content: bytes, monkeyp
         archive.writestr("x.npy", content)
     with pytest.raises(UsageError, match=r"d\.npz"):
         read_arrays(tmp_path / "d.npz", ("x",))
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 37])
+def test_picked_rows(count: int) -> None:
+    x = np.random.default_rng(count).integers(0, 256, (50, 3, 5), np.uint8)
+    rows = np.random.default_rng(1).integers(0, 50, count)
+    for array in (x, stored(x, np.uint8)):
+        found = picked(array, rows)
+        assert found.dtype == x.dtype
+        assert np.array_equal(found, x[rows])
+        found[:] = 0  # a copy: augmentation writes into it
+    assert np.array_equal(stored(x, np.uint8), x)

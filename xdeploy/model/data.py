@@ -20,7 +20,7 @@ from xdeploy.handover import laid_out
 from xdeploy.model.bars import Progress
 from xdeploy.model.images import decode, list_folder, list_zip
 from xdeploy.model.npzfile import read_arrays
-from xdeploy.model.spool import pieces, release, stored
+from xdeploy.model.spool import picked, pieces, stored
 
 Int64 = NDArray[np.int64]
 _X, _Y = ("x", "inputs", "images"), ("y", "labels", "targets")
@@ -83,8 +83,7 @@ class DataSet:
         """
         for start in range(0, len(indices), size):
             chosen = indices[start : start + size]
-            raw = self.samples[chosen]
-            release(self.samples)
+            raw = picked(self.samples, chosen)
             if augment is not None and raw.ndim == 4:
                 raw = _augment(raw, augment, self.samples.dtype == np.uint8)
             yield self.inputs(raw), torch.from_numpy(self.labels[chosen])

@@ -24,6 +24,7 @@ from xdeploy.caches import own_cache
 from xdeploy.files import StorageError, storage_error
 
 PIECE = 4 * 2**20  # bytes that are read or copied at once, about
+_AT_ONCE = 4  # rows that `picked` reads before it releases them
 _DONTNEED: int | None = getattr(mmap, "MADV_DONTNEED", None)
 
 
@@ -111,6 +112,19 @@ def release(array: NDArray[Any]) -> None:
         owner = owner.base
     if isinstance(owner, mmap.mmap) and _DONTNEED is not None:
         owner.madvise(_DONTNEED)
+
+
+def picked(array: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """A copy of these rows of an array (N, ...), (len(rows), ...), a few at a time; what was passed is released.
+
+    Linux maps up to two megabytes around a page that is asked for: for rows that lie apart that is much more memory
+    than themselves.
+    """
+    out = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    for first in range(0, len(rows), _AT_ONCE):
+        out[first : first + _AT_ONCE] = array[rows[first : first + _AT_ONCE]]
+        release(array)
+    return out
 
 
 def pieces(array: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
