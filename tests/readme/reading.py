@@ -95,8 +95,9 @@ def spans(text: str) -> list[str]:
 
 
 def flags(text: str) -> set[str]:
-    """Every `--flag` in running text."""
-    return {f for s in spans(text) for f in re.findall(r"(?<!\S)--[a-z][\w-]*", s)}
+    """Every `--flag` in running text, but those of other programs, as far as they reach."""
+    ours = [re.sub(r"^(?:torchrun|python3? -m tvm)\b.*?(?= xdeploy |$)", "", s, flags=re.DOTALL) for s in spans(text)]
+    return {f for s in ours for f in re.findall(r"(?<!\S)--[a-z][\w-]*", s)}
 
 
 def links(text: str) -> set[str]:

@@ -55,7 +55,11 @@ def _xdeploy(words: list[str], folder: Path) -> None:
     if words[0] in (*stages._VERBS, "sweep"):
         if words[0] == "build" and "x86-64" not in words:
             words += ["--set", "bench.accuracy=false"]  # else this computer's library is built beside every target
-        words += [w for key, value in QUICK.items() for w in ("--set", f"{key}={value}")]
+        # a sweep has a flag for it, which says 1; a quantised file is not scored, and refuses what it cannot honour
+        kept = words[1].endswith(("int8.onnx", "model.onnx")) and "--further" not in words
+        dropped = {"threads"} if words[0] == "sweep" else {"relevance.samples"} if kept else set()
+        quick = {k: v for k, v in QUICK.items() if k not in dropped}
+        words += [w for key, value in quick.items() for w in ("--set", f"{key}={value}")]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         code = cli.main(words)
@@ -92,6 +96,24 @@ def _pip(command: str, folder: Path) -> None:
         else:
             assert {e for e in (found[1] or "").split(",") if e} <= set(extras), command
     assert all((ROOT / c).is_file() for c in options.constraints), command
+
+
+def _ranks(command: str, folder: Path) -> None:
+    """torchrun's own parser takes its words, and the command line the rest."""
+    from torch.distributed.run import get_args_parser
+
+    words = [PLACEHOLDERS.get(w, w) for w in shlex.split(command)]
+    assert get_args_parser().parse_args(words[1:]).training_script == "xdeploy"
+    cli.parser().parse_args(words[words.index("xdeploy") + 1 :])
+
+
+def _served(command: str, folder: Path) -> None:
+    """The module is there and knows the options."""
+    words = shlex.split(command)
+    done = subprocess.run(
+        [sys.executable, *words[1:3], "--help"], capture_output=True, text=True, timeout=600, check=True
+    )
+    assert all(w in done.stdout for w in words if w.startswith("--"))
 
 
 def _environment(command: str, folder: Path) -> None:
@@ -132,8 +154,10 @@ def _board(command: str, folder: Path) -> None:
 ROWS = (
     Row(r"(pip3?|python3? -m pip) ", _pip, "needs the network"),
     Row(r"(python3? -m venv|\.) ", _environment, "the project's check runs both set-up blocks in fresh environments"),
+    Row(r"python -m tvm\.exec\.rpc_", _served, "runs until it is stopped; tests/bench has a tracker and two servers"),
+    Row(r"torchrun ", _ranks, "minutes; tests/ranks runs one"),
     Row(r"pytest$", _tests, "would run itself"),
     Row(r"ssh ", _ssh, "needs a board"),
-    Row(r"xdeploy bench .*--via (ssh://|serial:|rpc://)", _parsed, "needs a board; tests/bench has stand-ins for them"),
+    Row(r"xdeploy bench .*--via (ssh:|serial:|rpc:|tracker:)", _parsed, "needs a board; tests/bench has stand-ins"),
     Row(r"qemu-system-arm .*-serial pty", _board, "waits for a runner, which tests/bench is"),
 )

@@ -1,12 +1,14 @@
 """Runs an artifact behind a TVM RPC server (`python -m tvm.exec.rpc_server`) on an A-class board or a host.
 
+rpc://host:port is a server; tracker://host:port/kind is a tracker, which lends one of its boards of a kind: who comes
+while all are busy waits, so runs that are started at once share the boards.
+
 TVM's RPC has no protection: whoever reaches the port may write files there and run code, and all of it travels in plain
 text. So only loopback addresses are taken, which an SSH forward gives, unless the user allows others.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import secrets
 import socket
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xdeploy.bench.board import machines_for
+from xdeploy.bench.rpc_client import is_loopback
 from xdeploy.bench.runner import Image, Ran, RunOptions, Tell, Tells, silent
 from xdeploy.builder.module import link_module
 from xdeploy.errors import DeviceError, TransportError, UsageError, shown
@@ -36,16 +39,8 @@ CONNECT = 10.0  # seconds to connect
 RESULT_LIMIT = 1 << 20  # bytes of result.json
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine: localhost, 127.0.0.0/8 or ::1; names are not looked up."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() in ("localhost", "localhost.")
-
-
 class RpcRunner:
-    """Runner "rpc" of a host or Linux artifact; `address` is that of the server, which must be running.
+    """Runner "rpc" of a host or Linux artifact; `address` is that of the server or tracker, which must be running.
 
     Raises:
         UsageError: no port, a user, or another machine than this one without `options.remote`.
@@ -62,17 +57,18 @@ class RpcRunner:
     )
 
     def __init__(self, artifact: Artifact, target: Target, address: Address, options: RunOptions) -> None:
+        scheme = "tracker" if address.kind else "rpc"
         if address.port is None or address.user is not None:
-            raise UsageError("--via rpc:// takes a host and a port and no user: rpc://localhost:9090")
+            raise UsageError(f"--via {scheme}:// takes a host and a port and no user: {scheme}://localhost:9090")
         if not is_loopback(address.host) and not options.remote:
             raise UsageError(
-                f"rpc://{address.host}:{address.port} is not this machine, and TVM's RPC has no protection: whoever "
+                f"{scheme}://{address.host}:{address.port} is not this machine, and TVM's RPC has no protection: who "
                 "reaches the port runs any code there, and everything travels in plain text",
                 hint=f"forward the port by SSH: `ssh -L {address.port}:localhost:{address.port} {address.host}`, then "
-                f"--via rpc://localhost:{address.port}; or, in a network you trust, --allow-remote",
+                f"--via {scheme}://localhost:{address.port}; or, in a network you trust, --allow-remote",
             )
         self.image, self.target, self.address, self.options = Image(artifact), target, address, options
-        self.where = f"rpc://{address.host}:{address.port}"
+        self.where = f"{scheme}://{address.host}:{address.port}" + (f"/{address.kind}" if address.kind else "")
 
     def available(self) -> str | None:
         """Whether the artifact is for Linux; whether the server answers is seen when it runs."""
@@ -100,9 +96,11 @@ class RpcRunner:
         if len(inputs) and not (len(times) == self.options.repeats and np.isfinite(times).all() and (times > 0).all()):
             raise DeviceError(f"{self.where}: {len(times)} of {self.options.repeats} times came back, or are no times")
         environment = {
-            "machine": result.get("cpu") or "not told by the server", "server": self.where,
+            "machine": result.get("cpu") or "not told by the server", "server": result.get("board") or self.where,
             "triple": result.get("triple") or "not told by the server", "protection": self._protection(),
         }  # fmt: skip
+        if self.address.kind:
+            environment |= {"tracker": self.where, "gone": list(result.get("lost", []))}
         return Ran(self.name, self.image.shaped(outputs), times=times if len(times) else None, environment=environment)
 
     def _protection(self) -> str:
@@ -114,7 +112,8 @@ class RpcRunner:
         """What the client process wrote."""
         machine = str(self.image.manifest["machine"])
         request = {
-            "host": self.address.host, "port": self.address.port, "timeout": self.options.timeout,
+            "host": self.address.host, "port": self.address.port, "kind": self.address.kind,
+            "remote": self.options.remote, "timeout": self.options.timeout,
             "name": f"xdeploy-{secrets.token_hex(8)}.so", "machines": machines_for(machine),
             "output_bytes": self.image.output_bytes, "repeats": self.options.repeats, "burst_ms": BURST_MS,
         }  # fmt: skip
@@ -123,13 +122,13 @@ class RpcRunner:
         np.save(folder / "inputs.npy", inputs)
         command = tied([sys.executable, "-m", "xdeploy.bench.rpc_client", str(folder)])
         devnull = subprocess.DEVNULL
+        limit = self.options.timeout * (2 if self.address.kind else 1) + GRACE  # to wait for a board, and to use it
         try:
             done = subprocess.run(
-                command, stdin=devnull, stdout=devnull, stderr=devnull, timeout=self.options.timeout + GRACE,
+                command, stdin=devnull, stdout=devnull, stderr=devnull, timeout=limit,
                 check=False, start_new_session=True,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            limit = self.options.timeout + GRACE
             raise TransportError(f"{self.where}: no end after {limit:g} s of {_phase(folder)}") from None
         path = folder / "result.json"
         if done.returncode or not path.is_file() or path.stat().st_size > RESULT_LIMIT:
@@ -142,8 +141,10 @@ class RpcRunner:
         """Raise unless the code ran."""
         if "error" in result:
             told, limit = shown(str(result["error"]), 300, quote=False), self.options.timeout
-            if phase == "connecting":
+            if phase == "connecting" or (phase == "asking the tracker" and not result.get("tracker")):
                 raise self._no_server(told)
+            if "tracker" in result:
+                raise TransportError(f"{self.where}: {told}", hint=f"register a board: {self._register()}")
             raise TransportError(
                 f"{self.where}: failed while {phase}: {told}",
                 hint=f"the server may lack the instructions of {self.target.isa}, have another version of TVM, "
@@ -159,8 +160,18 @@ class RpcRunner:
             raise DeviceError(f"{self.where}: the library was called wrongly: is it another version of TVM there?")
         self.image.status(int(result["status"]))
 
+    def _register(self) -> str:
+        """The command, on a board that reaches the tracker by an SSH forward."""
+        return (
+            f"python -m tvm.exec.rpc_server --host 127.0.0.1 --port 9091 --port-end 9092 "
+            f"--tracker 127.0.0.1:{self.address.port} --key {self.address.kind}"
+        )
+
     def _no_server(self, told: str) -> TransportError:
         port = self.address.port or 0
+        if self.address.kind:
+            hint = f"start one here (it needs tornado): python -m tvm.exec.rpc_tracker --host 127.0.0.1 --port {port}"
+            return TransportError(f"{self.where}: no TVM RPC tracker answers: {told}", hint=hint)
         return TransportError(
             f"{self.where}: no TVM RPC server answers: {told}",
             hint=f"start one there: python -m tvm.exec.rpc_server --host 127.0.0.1 --port {port} --port-end {port + 1}"

@@ -23,6 +23,7 @@ SCHEMES = {
     "ssh": "ssh://[user@]host[:port]",
     "serial": "serial:/dev/ttyX[@baud]",
     "rpc": "rpc://host:port",
+    "tracker": "tracker://host:port/kind",
 }
 FORMS = (*LOCAL, *SCHEMES.values())
 _NAME = r"[A-Za-z0-9_][\w.-]*"
@@ -36,20 +37,23 @@ class Address:
     host: str
     port: int | None = None
     user: str | None = None
+    kind: str = ""  # of boards, of a tracker's address
 
 
 def parse_address(via: str) -> Address:
-    """The address of `scheme://[user@]host[:port]`; names start with a letter, digit or underscore.
+    """The address of `scheme://[user@]host[:port]`, of a tracker with `/kind`; names start with a letter, digit or _.
 
     Raises:
         UsageError: it is none.
     """
     scheme, _, rest = via.partition("://")
+    rest, _, kind = rest.partition("/") if scheme == "tracker" else (rest, "", "")
     found = _ADDRESS.fullmatch(rest)
     port = int(found["port"]) if found and found["port"] else None
-    if found is None or (port is not None and not 0 < port < 65536):
+    lacks_kind = scheme == "tracker" and not re.fullmatch(_NAME, kind)
+    if found is None or lacks_kind or (port is not None and not 0 < port < 65536):
         raise UsageError(f"--via {via!r} is no {SCHEMES.get(scheme, 'address')}")
-    return Address(found["host"].strip("[]"), port, found["user"])
+    return Address(found["host"].strip("[]"), port, found["user"], kind)
 
 
 def runner_for(artifact: Artifact, target: Target, via: str | None, options: RunOptions | None = None) -> Runner:
@@ -66,7 +70,7 @@ def runner_for(artifact: Artifact, target: Target, via: str | None, options: Run
         if via is None:
             raise UsageError(f"{target.name} has no runner", hint="run the artifact on the device itself")
         raise choose_from("runner", name, FORMS)
-    if scheme == "rpc":
+    if scheme in ("rpc", "tracker"):
         return RpcRunner(artifact, target, parse_address(name), options)
     if scheme == "ssh":
         return SshRunner(artifact, parse_address(name), options)

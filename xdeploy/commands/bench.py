@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from xdeploy.handover import Measurement
 
 _VIA = (
-    "host, unicorn, qemu, ssh://[user@]host[:port], serial:/dev/ttyX[@baud] or rpc://host:port "
-    "(default: the target's own runner)"
+    "host, unicorn, qemu, ssh://[user@]host[:port], serial:/dev/ttyX[@baud], rpc://host:port or "
+    "tracker://host:port/kind (default: the target's own runner)"
 )
 _ALL = "all"
 _OF_POWER = ("power_format", "gate", "idle", "inferences", "supply")
@@ -51,7 +51,7 @@ def add(commands: Any, common: Parser) -> None:
 def _add_runner(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, help="OUT/<target>")
     parser.add_argument("--via", help=_VIA)
-    text = "rpc:// may go to another machine than this one, although its protocol has no protection"
+    text = "rpc:// and tracker:// may go to another machine than this one, although its protocol has no protection"
     parser.add_argument("--allow-remote", action="store_true", help=text)
     parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds a call may take (600)")
     text = "ssh://: words before the program on the board, such as 'qemu-aarch64'"
