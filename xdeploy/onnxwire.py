@@ -32,7 +32,7 @@ def read_bytes(path: Path) -> bytes:
     """The file's bytes. Only a regular file is read; a pipe or device of that name is not waited for.
 
     Raises:
-        ModelError: not a regular file, unreadable, or above 2 GiB.
+        UsageError: there is none. ModelError: not a regular file, unreadable, or above 2 GiB.
     """
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
     try:

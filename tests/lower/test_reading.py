@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from tests.export.toys import everything
 from tests.lower.qdq import Qdq
-from xdeploy.errors import ModelError, UnsupportedError, XdeployError
+from xdeploy.errors import ModelError, UnsupportedError, UsageError, XdeployError
 from xdeploy.export import to_onnx
 from xdeploy.lower import ObstacleError, lower
 
@@ -37,9 +37,10 @@ def test_no_model_at_all(tmp_path: Path, data: bytes) -> None:
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent.onnx", tmp_path):
-        with pytest.raises(ModelError, match="cannot be read"):
-            lower(path)
+    with pytest.raises(UsageError, match="does not exist"):
+        lower(tmp_path / "absent.onnx")
+    with pytest.raises(ModelError, match="cannot be read"):
+        lower(tmp_path)
 
 
 def test_external_data_is_not_opened(tmp_path: Path) -> None:
