@@ -27,7 +27,7 @@ from .a64 import acc
 from .a64out import QUAD, Stage, neon
 from .conv import Shape
 from .imagecopy import WideCopying, copy_cost, copy_image, image_codes, opened, row_codes
-from .snippets import channel_consts
+from .snippets import channel_consts, cut
 from .vectors import half, ramp, shuffle
 
 SIZE, PATCH, PLACES = 4, 6, 36  # outputs and inputs of a tile along one side; products of a tile
@@ -52,12 +52,6 @@ def exact(node: Node) -> bool:
     sums = np.abs(node.values.astype(np.int64)).reshape(len(node.values), -1).sum(axis=1)
     bias = np.abs(channel_consts(node)["bias"].astype(np.int64))
     return int((sums * 128 + bias).max()) << _SHIFT < INT32_LIMIT
-
-
-def cut(total: int, size: int) -> list[tuple[int, int]]:
-    """(size, how many of them), then the rest."""
-    whole, rest = divmod(total, size)
-    return [part for part in ((size, whole), (rest, 1)) if part[0] and part[1]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,3 +170,9 @@ def weight_consts(node: Node, packed: NDArray[Any]) -> dict[str, NDArray[Any]]:
     if node.format is not None and node.format.codebook:
         consts["codebook"] = node.consts["codebook"]
     return consts
+
+
+def cut(total: int, size: int) -> list[tuple[int, int]]:
+    """(size, how many of them), then the rest."""
+    whole, rest = divmod(total, size)
+    return [part for part in ((size, whole), (rest, 1)) if part[0] and part[1]]

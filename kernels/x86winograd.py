@@ -22,7 +22,7 @@ from xdeploy.target import Target
 from .conv import Shape
 from .imagecopy import WideCopying, copy_cost, copy_image, image_codes, opened, row_codes
 from .product import CHUNK
-from .snippets import channel_consts
+from .snippets import channel_consts, cut
 from .vectors import ramp
 from .winograd import exact, transformed
 from .winogradasm import PLACES
@@ -86,8 +86,8 @@ class WinogradRow(WideCopying):
         groups, strips = _groups(shape), tiles.rows // tiles.strip
         product = sum(
             n * (_PRODUCT.cost(pixels, g, shape.channels) + pixels * g + 6) * count
-            for pixels, n in _cut(tiles.count, _PIXELS)
-            for g, count in _cut(groups, _GROUPS)
+            for pixels, n in cut(tiles.count, _PIXELS)
+            for g, count in cut(groups, _GROUPS)
         )
         inverse = groups * (44.0 + 4 * _PRODUCT.after(node))
         each = shape.channels / 16 * 66 + inverse + 12
@@ -105,7 +105,7 @@ class WinogradRow(WideCopying):
         u = transformed(node.values)[order]  # channels, places, input channels
         pairs = u.reshape(len(u) // LANES, LANES, PLACES, -1, 2).transpose(2, 0, 3, 1, 4)
         parts, start = [], 0
-        for groups, count in _cut(len(u) // LANES, _GROUPS):
+        for groups, count in cut(len(u) // LANES, _GROUPS):
             some = pairs[:, start : start + groups * count]
             some = some.reshape(PLACES, count, groups, *some.shape[2:]).transpose(0, 1, 3, 2, 4, 5)
             parts.append(some.reshape(PLACES, -1))
@@ -129,12 +129,6 @@ def _tiles_step(shape: Shape) -> int:
 def _sums_step(shape: Shape) -> int:
     """Sums from one place to the next, as above."""
     return -(-Tiles.of(shape).count * _groups(shape) * LANES // 16) * 16 + 16
-
-
-def _cut(total: int, size: int) -> list[tuple[int, int]]:
-    """(size, how many of them), then the rest."""
-    whole, rest = divmod(total, size)
-    return [part for part in ((size, whole), (rest, 1)) if part[0] and part[1]]
 
 
 def _tiles_at(shape: Shape) -> int:
@@ -198,10 +192,10 @@ class _Writer:
     def _products(self) -> None:
         """Sums of one place: tiles of the strip by channels."""
         s, start = self.source, 0
-        for groups, count in _cut(self.groups, _GROUPS):
+        for groups, count in cut(self.groups, _GROUPS):
             with s.block(f"for o in range({self.source.turns(count)}):"):
                 first = 0
-                for tiles, n in _cut(self.tiles.count, _PIXELS):
+                for tiles, n in cut(self.tiles.count, _PIXELS):
                     with s.block(f"for t in range({self.source.turns(n)}):"):
                         self._product(groups, tiles, f"({start} + o * {groups})", f"({first} + t * {tiles})")
                     first += tiles * n
@@ -230,7 +224,7 @@ class _Writer:
     def _inverse(self, tile: str) -> None:
         """A^T M A of one tile, and its codes, up to 16 channels at a time."""
         s, start = self.source, 0
-        for groups, count in _cut(self.groups, _GROUPS):
+        for groups, count in cut(self.groups, _GROUPS):
             with s.block(f"for o in range({self.source.turns(count)}):"):
                 first = f"({start} + o * {groups})"
                 outputs = [self._outputs(tile, f"{first} * {LANES} + {v * LANES}") for v in range(groups)]

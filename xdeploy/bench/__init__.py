@@ -49,8 +49,7 @@ def run_codes(
         UsageError: unknown runner or wrong inputs. DeviceError: it cannot run here, or the run fails.
     """
     runner = runner_for(artifact, load_target(artifact.target), via, options)
-    reason = runner.available()
-    if reason is not None:
+    if (reason := runner.available()) is not None:
         raise DeviceError(f"{artifact.target} cannot run via {runner.name}: {reason}")
     ran = runner.run(codes, progress or silent)
     return RunResult(ran.outputs, ran.instructions, ran.runner)
@@ -93,8 +92,7 @@ def bench(
             target.name, runner.name, verdict, reason, quantities, environment=environment, tells=told, **extra
         )
 
-    reason = runner.available()
-    if reason is not None:
+    if (reason := runner.available()) is not None:
         return result("not run", reason)
     try:
         ran = runner.run(golden.input_codes, progress or silent)
