@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 CHUNK = 16
-_X, _W, _PRODUCTS, _ZERO, _ACC = 0, 4, 12, 15, 16  # first vector registers; weights alternate between two sets of four
+_X, W, _PRODUCTS, _ZERO, _ACC = 0, 4, 12, 15, 16  # first vector registers; weights alternate between two sets of four
 _LOADED = 4  # vectors of one ld1
 # x, weights, bias, multipliers, y, blocks, end of the codes that the loop multiplies, zero point
 PARAMETERS = "ptr, ptr, ptr, ptr, ptr, i32, ptr, i32"
@@ -107,7 +107,7 @@ class Dense:
     def _block(self, channels: int, stored: int, label: str) -> list[str]:
         """All codes for some channels, a multiple of four, `stored` of which exist."""
         vectors = channels // 4 if self.dotprod else channels
-        lines = ["mov x0, x9", *_load(_ACC, vectors, "x2")]
+        lines = ["mov x0, x9", *load(_ACC, vectors, "x2")]
         if self.looped:
             lines += [f"{label}:", *self._turn(channels)]
         if self.looped > self.turn:
@@ -118,7 +118,7 @@ class Dense:
         return lines + self._outputs(channels // 4, stored)
 
     def _turn(self, channels: int) -> list[str]:
-        part = [*_load(_X, 4, "x0"), *self._products(channels, [(_X + i, 0) for i in range(4)])]
+        part = [*load(_X, 4, "x0"), *self._products(channels, [(_X + i, 0) for i in range(4)])]
         return part * (self.turn // 64)
 
     def _rest(self, channels: int) -> list[str]:
@@ -126,7 +126,7 @@ class Dense:
         for i in range(0, len(self.pieces), 4):
             some = self.pieces[i : i + 4]
             if len(some) == 4 and not some[3].new:
-                lines += _load(_X, 4, "x0")
+                lines += load(_X, 4, "x0")
             else:
                 lines += [f"ldur q{_X + j}, [x0, #{p.start - i * CHUNK}]" for j, p in enumerate(some)]
             lines += self._products(channels, [(_X + j, self.first(p)) for j, p in enumerate(some)])
@@ -146,7 +146,7 @@ class Dense:
                     both = [f"smull {p}.8h, {{w}}.8b, v{x}.8b", f"smlal2 {p}.8h, {{w}}.16b, v{x}.16b"]
                     one = [f"smull2 {p}.8h, {{w}}.16b, v{x}.16b"]
                     todo.append([*(one if first else both), f"sadalp v{_ACC + c}.4s, {p}.8h"])
-        return list(_fed(todo))
+        return list(fed(todo))
 
     def _outputs(self, quads: int, stored: int) -> list[str]:
         """Requantise; `stored` codes are written."""
@@ -154,42 +154,69 @@ class Dense:
         for first in range(0, quads, 4):
             n = min(4, quads - first)
             a = [f"v{_ACC + first + i}" for i in range(n)]
-            lines += _load(_X, n, "x3")
-            lines += [f"shl {v}.4s, {v}.4s, #{self.shift}" for v in a if self.shift]
-            lines += [f"sqrdmulh {v}.4s, {v}.4s, v{_X + i}.4s" for i, v in enumerate(a)]
-            for i in range(0, n, 2):
-                lines.append(f"sqxtn {a[i]}.4h, {a[i]}.4s")
-                lines += [f"sqxtn2 {a[i]}.8h, {v}.4s" for v in a[i + 1 : i + 2]]
-                lines += [f"sqadd {a[i]}.8h, {a[i]}.8h, v{_ZERO}.8h"] * (not self.lowest)
-            narrow = "sqxtun" if self.lowest else "sqxtn"
-            lines += [f"{narrow} {a[0]}.8b, {a[0]}.8h", *(f"{narrow}2 {a[0]}.16b, {v}.8h" for v in a[2:3])]
-            lines += [f"eor {a[0]}.16b, {a[0]}.16b, v{_ZERO}.16b"] * self.lowest
-            for bound, full, name in ((self.low, -128, "smax"), (self.high, 127, "smin")):
-                if bound != full:
-                    lines += [f"movi v{_X}.16b, #{bound & 255}", f"{name} {a[0]}.16b, {a[0]}.16b, v{_X}.16b"]
+            lines += load(_X, n, "x3")
+            lines += scaled(a, _X, self.shift)
+            lines += narrowed(a, _ZERO, self.lowest)
+            lines += bounded(a[0], self.low, self.high, _X)
             lines += _store(a[0], min(CHUNK, stored - first * 4))
         return lines
 
 
-def _load(first: int, count: int, pointer: str) -> list[str]:
-    """Consecutive vectors, four at a time; the pointer steps on."""
+def scaled(a: list[str], multipliers: int, shift: int) -> list[str]:
+    """Sums times their multipliers, which stand in the vectors from number `multipliers` on."""
+    lines = [f"shl {v}.4s, {v}.4s, #{shift}" for v in a if shift]
+    return lines + [f"sqrdmulh {v}.4s, {v}.4s, v{multipliers + i}.4s" for i, v in enumerate(a)]
+
+
+def _halves(a: list[str]) -> list[str]:
+    """Up to four vectors of int32 to int16, saturated: into a[0] and a[2]."""
+    lines = []
+    for i in range(0, len(a), 2):
+        lines.append(f"sqxtn {a[i]}.4h, {a[i]}.4s")
+        lines += [f"sqxtn2 {a[i]}.8h, {v}.4s" for v in a[i + 1 : i + 2]]
+    return lines
+
+
+def narrowed(a: list[str], zero: int, lowest: bool) -> list[str]:
+    """Up to four vectors of scaled sums to codes in a[0]; vector `zero` is the zero point as int16, or 128 as bytes."""
+    lines = _halves(a)
+    lines += [f"sqadd {v}.8h, {v}.8h, v{zero}.8h" for v in a[::2] if not lowest]
+    narrow = "sqxtun" if lowest else "sqxtn"
+    lines += [f"{narrow} {a[0]}.8b, {a[0]}.8h", *(f"{narrow}2 {a[0]}.16b, {v}.8h" for v in a[2:3])]
+    return lines + [f"eor {a[0]}.16b, {a[0]}.16b, v{zero}.16b"] * lowest
+
+
+def bounded(value: str, low: int, high: int, spare: int) -> list[str]:
+    """Codes within the bounds that saturation does not give."""
+    lines = []
+    for bound, full, name in ((low, -128, "smax"), (high, 127, "smin")):
+        if bound != full:
+            lines += [f"movi v{spare}.16b, #{bound & 255}", f"{name} {value}.16b, {value}.16b, v{spare}.16b"]
+    return lines
+
+
+def load(first: int, count: int, pointer: str, step: bool = True) -> list[str]:
+    """Consecutive vectors, four at a time; the pointer steps on, or not, for up to four."""
     lines = []
     for start in range(0, count, _LOADED):
         n = min(_LOADED, count - start)
         names = ", ".join(f"v{first + start + i}.16b" for i in range(n))
-        lines.append(f"ld1 {{{names}}}, [{pointer}], #{n * CHUNK}")
+        lines.append(f"ld1 {{{names}}}, [{pointer}]" + (f", #{n * CHUNK}" if step else ""))
     return lines
 
 
-def _fed(todo: list[list[str]]) -> Iterator[str]:
-    """Each group of lines with its vector of weights; the next four are loaded before the last four are used."""
+def fed(todo: list[list[str]], pointer: str = "x1", at: int = W) -> Iterator[str]:
+    """Each group of lines with its vector of weights {w}; the next four are loaded before the last four are used.
+
+    They stand in the eight registers from number `at` on.
+    """
     sets = [todo[i : i + _LOADED] for i in range(0, len(todo), _LOADED)]
-    loads = [_load(_W + i % 2 * _LOADED, len(some), "x1") for i, some in enumerate(sets)]
+    loads = [load(at + i % 2 * _LOADED, len(some), pointer) for i, some in enumerate(sets)]
     yield from loads[0]
     for i, some in enumerate(sets):
         yield from loads[i + 1] if i + 1 < len(sets) else []
         for j, lines in enumerate(some):
-            yield from (line.replace("{w}", f"v{_W + i % 2 * _LOADED + j}") for line in lines)
+            yield from (line.replace("{w}", f"v{at + i % 2 * _LOADED + j}") for line in lines)
 
 
 def _totals(channels: int) -> list[str]:
