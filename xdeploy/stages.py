@@ -96,8 +96,6 @@ class Stages:
         self._remember()
         self._until = until
         self._foretell()
-        if last >= STAGES.index("build"):
-            self._warm_up()
         if self.quantised:
             self._kept_stages()
         else:
@@ -148,14 +146,6 @@ class Stages:
             "targets": [t.name for t in self.targets],
             "recipe": self.recipe.to_dict(),
         }
-
-    def _warm_up(self) -> None:
-        """Let the compiler build its C library while the model is being scored and compressed."""
-        from xdeploy.builder.warm import warm_up
-
-        for target in self.targets:
-            if not self.store.is_fresh(target.name, self.keys[target.name]):
-                warm_up(target)
 
     def _is_done(self, name: str) -> bool:
         """Whether the stage can be skipped; else a finished run is left as it is from now on."""

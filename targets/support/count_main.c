@@ -2,28 +2,30 @@
  * other. XD_HEADER, XD(x) and XD_UPPER(x) name the package, as for board.c. */
 #include XD_HEADER
 
-#include <stdio.h>
+#include "linux.h"
 
 static XD_UPPER(ALIGNED) XD(input) input;
 static XD_UPPER(ALIGNED) XD(output) output;
 static XD_UPPER(ALIGNED) XD(arena) arena;
 
-int main(int argc, char **argv)
+static int program(int count, char **words)
 {
-    FILE *from = argc == 3 ? fopen(argv[1], "rb") : NULL;
-    FILE *to = argc == 3 ? fopen(argv[2], "wb") : NULL;
-    if (from == NULL || to == NULL) {
+    long from = count == 3 ? open_to_read(words[1]) : -1L;
+    long to = count == 3 ? open_to_write(words[2]) : -1L;
+    if (from < 0L || to < 0L) {
         return 2;
     }
-    while (fread(input, sizeof input, 1, from) == 1) {
+    while (transfer(SYS_READ, from, input, sizeof input) == sizeof input) {
         int status = XD(run)(input, output, arena);
         if (status != 0) {
-            (void)fprintf(stderr, "xd_run returned %d\n", status);
+            (void)write_text(STANDARD_ERROR, "xd_run returned ");
+            (void)write_number(STANDARD_ERROR, status);
+            (void)write_text(STANDARD_ERROR, "\n");
             return 1;
         }
-        if (fwrite(output, sizeof output, 1, to) != 1) {
+        if (transfer(SYS_WRITE, to, output, sizeof output) != sizeof output) {
             return 2;
         }
     }
-    return fclose(to) == 0 ? 0 : 2;
+    return 0;
 }

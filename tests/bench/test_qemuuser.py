@@ -17,7 +17,7 @@ from xdeploy.bench.qemuuser import QemuUserRunner
 from xdeploy.bench.runner import RunOptions
 from xdeploy.bench.via import runner_for
 from xdeploy.builder import build
-from xdeploy.builder.link import link_static, program_flags
+from xdeploy.builder.link import PROGRAM, link_alone, program_flags
 from xdeploy.errors import DeviceError
 from xdeploy.handover import Artifact
 from xdeploy.lir import ops
@@ -147,12 +147,13 @@ def by_hand(folder: Path, calls: str = CALLS, status: int = 0) -> QemuUserRunner
     """A runner of a program written in assembly; its manifest says what the runner reads."""
     (folder / "xd_t.h").write_text(HEADER)
     (folder / "run.S").write_text(RUN.replace("STATUS", str(status)) + calls)
-    source = (SUPPORT / "count_main.c").read_text()
-    (folder / "main.c").write_text(source)
+    for name in ("count_main.c", "linux.h"):
+        (folder / name).write_text((SUPPORT / name).read_text())
     names = ['-DXD_HEADER="xd_t.h"', "-DXD(x)=xd_t_##x", "-DXD_UPPER(x)=XD_T_##x"]
     target = load_target("cortex-a72")
     triple = str(target.compiler["triple"])
-    link_static([*program_flags(target), "-I.", *names], ["main.c", "run.S"], triple, "xd_t", folder)
+    sources = ["count_main.c", "run.S"]
+    link_alone(lambda t: [*program_flags(target, t), "-I.", *names], sources, triple, "xd_t", folder, PROGRAM)
     manifest = {
         "target": "cortex-a72", "kind": "linux", "machine": "aarch64", "products": {"program": "xd_t"},
         "input": {"bytes": 4, "shape": [4]}, "output": {"bytes": 4, "shape": [4]},

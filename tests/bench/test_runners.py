@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import re
 import shutil
+import signal
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,13 +136,40 @@ def test_access_beyond_the_arena_stops_the_run(built: Built) -> None:
     assert "in xd_" in str(m.reason)
 
 
-def test_linux_program_reads_and_writes_files(built: Built) -> None:
-    qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+PROGRAMS = {"cortex-a72": "qemu-aarch64", "cortex-a7": "qemu-arm"}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_linux_program(built: Built, name: str, tmp_path: Path) -> None:
+    """Files and pipes, its options, and what the system refuses: all without a C library."""
+    qemu = shutil.which(PROGRAMS[name]) or shutil.which(f"{PROGRAMS[name]}-static")
     if qemu is None:
-        pytest.skip("qemu-aarch64 is not installed")
-    artifact, golden = built("cortex-a72")
+        pytest.skip(f"{PROGRAMS[name]} is not installed")
+    artifact, golden = built(name)
     program = artifact.folder / artifact.manifest["products"]["program"]
-    data = golden.input_codes.tobytes()
-    done = subprocess.run([qemu, program, "--repeat", "2"], input=data, capture_output=True, check=True)
-    assert done.stdout == golden.output_codes.tobytes()
-    assert b"ns per inference" in done.stderr
+    given, expected = golden.input_codes.tobytes(), golden.output_codes.tobytes()
+    (tmp_path / "in").write_bytes(given)
+
+    def start(*words: str, text: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run([qemu, program, *words], input=text, capture_output=True, cwd=tmp_path, check=False)
+
+    done = start("--repeat", "2", text=given)
+    assert (done.returncode, done.stdout) == (0, expected)
+    assert re.fullmatch(rb"[1-9]\d* ns per inference, least [1-9]\d*\n", done.stderr)
+    done = start("--bursts", "3", "--times", "times", "--pin", "0", "in", "out")
+    assert (done.returncode, done.stdout, (tmp_path / "out").read_bytes()) == (0, b"", expected)
+    lines = (tmp_path / "times").read_text().splitlines()
+    assert [x.split()[0] for x in lines] == ["resolution", "pinned", "burst", "burst", "burst", "rss"]
+    assert lines[1] == "pinned 0"
+    assert all(int(x.split()[2]) > int(x.split()[1]) > 0 for x in lines[2:5])
+
+    for words, told in (
+        (("nothere", "out"), b"nothere: the system refuses it, error 2"),
+        (("in", "no/folder"), b"no/folder: the system refuses it, error 2"),
+        (("in", "/dev/full"), b"writing outputs: the system refuses it, error 5"),
+        (("--repeat", "99999999999999999999", "in"), b"usage: "), (("--speed", "1", "in"), b"usage: "),
+        (("--bursts", "1", "in"), b"usage: "),
+    ):  # fmt: skip
+        done = start(*words)
+        assert (done.returncode, told in done.stderr) == (2, True), (words, done.stderr)
+    assert start("--loop", "999999999", "--limit", "1", "in", "out").returncode == -signal.SIGALRM

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -48,7 +49,8 @@ def program_flags(target: Target, triple: str | None = None) -> list[str]:
 def static_flags(triple: str) -> list[str]:
     """How a static program is linked: for no CPU of the architecture in particular.
 
-    A C library is built for exactly these flags the first time (minutes of work), so they are the same for all CPUs.
+    A C library is built for exactly these flags the first time (minutes of work), so they are the same for all CPUs,
+    and only what takes mathematical functions from it is linked so.
     """
     return ["-target", triple, "-O2", *_PLAIN, "-static", "-Wl,--gc-sections"]
 
@@ -59,7 +61,7 @@ def link_static(
     triple: str,
     out: str,
     folder: Path,
-    extra: Sequence[str] = ("-lm",),
+    extra: Sequence[str],
 ) -> None:
     """Compile each file (an object is taken as it is) with `flags`, and link a static program.
 
@@ -84,6 +86,35 @@ def link_static(
         cc([*static_flags(triple), *parts, *extra, "-o", out], folder)
 
 
+PROGRAM = ("-Wl,-e,xd_entry",)  # how one with linux.h is linked
+
+
+def link_alone(
+    flags: Callable[[str], Sequence[str]], sources: Sequence[str | Path], triple: str, out: str, folder: Path,
+    extra: Sequence[str] = (), math: bool = False,
+) -> None:  # fmt: skip
+    """Compile and link what needs no C library: a package alone, or a program with `linux.h`.
+
+    Args:
+        flags: of the compiler, for a triple.
+        sources: relative to `folder`, or absolute.
+        triple: of the target.
+        out: the image or program, relative to `folder`.
+        folder: where it is compiled.
+        extra: words for the linker.
+        math: parts in float bring the mathematical functions they call along, from a C library after all.
+
+    Raises:
+        ToolchainError: the compiler is missing or fails.
+    """
+    extra = ["-Wl,--gc-sections", *extra]
+    if math:
+        triple = library_triple(triple)
+        link_static(flags(triple), sources, triple, out, folder, ["-nostartfiles", "-lm", *extra])
+    else:
+        cc([*flags(bare_triple(triple)), *sources, "-ffreestanding", *extra, "-o", out], folder)
+
+
 def bare_triple(triple: str) -> str:
     """The triple of the same CPU without an operating system."""
     parts = triple.split("-")
@@ -99,10 +130,6 @@ def _float_abi(triple: str) -> str:
     """The last word of a 32-bit Arm triple, "-eabihf" or "-eabi": objects link to their like only; else nothing."""
     found = re.search(r"eabi(?:hf)?$", triple)
     return f"-{found[0]}" if found else ""
-
-
-def _math(package: Package) -> list[str]:
-    return ["-lm"] if package.has_float else []
 
 
 def compile_weights(package: Package, folder: Path, scratch: Path) -> Path:
@@ -140,14 +167,11 @@ def link_bare(package: Package, folder: Path, weights: Path) -> Path:
     image = folder / "build" / f"{package.name}.elf"
     script = folder / "build" / "bare.ld"
     write_text(script, files("xdeploy.targets.support").joinpath("bare.ld").read_text(encoding="utf-8"))
-    triple = str(package.target.compiler["triple"])
-    extra = ["-Wl,--gc-sections", f"-Wl,-e,{package.name}_run", f"-Wl,-T,{_below(script, folder)}"]
-    inputs, out = link_inputs(package, weights), _below(image, folder)
-    if package.has_float:
-        triple = library_triple(triple)
-        link_static(common_flags(package, triple), inputs, triple, out, folder, ["-nostartfiles", "-lm", *extra])
-    else:
-        cc([*common_flags(package, bare_triple(triple)), *inputs, "-ffreestanding", *extra, "-o", out], folder)
+    link_alone(
+        partial(common_flags, package), link_inputs(package, weights), str(package.target.compiler["triple"]),
+        _below(image, folder), folder, [f"-Wl,-e,{package.name}_run", f"-Wl,-T,{_below(script, folder)}"],
+        package.has_float,
+    )  # fmt: skip
     return image
 
 
@@ -167,7 +191,7 @@ def link_library(package: Package, folder: Path, weights: Path) -> Path:
             *link_inputs(package, weights),
             f"lib/{name}_batch.c",
             *options,
-            *_math(package),
+            *(["-lm"] if package.has_float else []),
             "-o",
             library,
         ],
@@ -180,9 +204,10 @@ def link_program(package: Package, folder: Path, weights: Path) -> Path:
     """linux: bin/xd_<m>, a static program that reads inputs and writes outputs."""
     name = package.name
     write_text(folder / f"bin/{name}_main.c", package.fill("main.c"))
-    triple = str(package.target.compiler["triple"])
+    write_text(folder / "bin/linux.h", files("xdeploy.targets.support").joinpath("linux.h").read_text(encoding="utf-8"))
     sources = [*link_inputs(package, weights), f"bin/{name}_main.c"]
-    link_static(common_flags(package, triple), sources, triple, f"bin/{name}", folder, _math(package))
+    triple = str(package.target.compiler["triple"])
+    link_alone(partial(common_flags, package), sources, triple, f"bin/{name}", folder, PROGRAM, package.has_float)
     return folder / "bin" / name
 
 
