@@ -65,10 +65,27 @@ def joined() -> Iterator[None]:
             dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def _talking() -> Iterator[None]:
+    """What gloo says when it cannot go on, which is when another rank has ended, as an error of ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise XdeployError(
+            f"another of the run's {count()} processes has ended: {str(error).splitlines()[0]}",
+            hint="its own message says why; the same command goes on with what is done",
+        ) from None
+
+
 def wait() -> None:
-    """Until all ranks are here."""
+    """Until all ranks are here.
+
+    Raises:
+        XdeployError: another one has ended.
+    """
     if count() > 1:
-        dist.barrier()
+        with _talking():
+            dist.barrier()
 
 
 def share(items: Iterable[T]) -> Iterator[T]:
@@ -77,13 +94,18 @@ def share(items: Iterable[T]) -> Iterator[T]:
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor, on every rank, by its sum over the ranks, in the order of the ranks and in float64."""
+    """Replace each tensor, on every rank, by its sum over the ranks, in the order of the ranks and in float64.
+
+    Raises:
+        XdeployError: another rank has ended.
+    """
     if count() == 1 or not tensors:
         return
     with torch.no_grad():
         flat = torch.cat([t.detach().reshape(-1).double() for t in tensors])
         parts = [torch.empty_like(flat) for _ in range(count())]
-        dist.all_gather(parts, flat)
+        with _talking():
+            dist.all_gather(parts, flat)
         total = parts[0]
         for part in parts[1:]:
             total += part
@@ -92,14 +114,15 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 
 def insist_same(what: str, tensors: Sequence[Tensor]) -> None:
-    """Raise the XdeployError of ranks that do not have the same bits."""
+    """Raise the XdeployError of ranks that do not have the same bits, or of one that has ended."""
     if count() == 1:
         return
     digest = hashlib.sha256()
     for t in tensors:
         digest.update(t.detach().contiguous().numpy().tobytes())
     found: list[Any] = [None] * count()
-    dist.all_gather_object(found, digest.hexdigest())
+    with _talking():
+        dist.all_gather_object(found, digest.hexdigest())
     if len(set(found)) > 1:
         raise XdeployError(
             f"{what} differ between the processes",

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,38 @@ def test_torchrun_builds_the_demo(tmp_path: Path) -> None:
     assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
     a, b = (json.loads((x / "report.json").read_text())["accuracy"]["deployed"]["value"] for x in (one, two))
     assert abs(a - b) < 1.0
+
+
+TWO = ["build", "--target", "x86-64", "--set", "threads=1", "--set", "recover.epochs=8", "--quiet"]
+
+
+def _ranks(output: Path) -> list[subprocess.Popen[str]]:
+    """The demo in two processes, with nobody who would end one for the other."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+           "WORLD_SIZE": "2"}  # fmt: skip
+    command = [sys.executable, "-m", "xdeploy", *TWO, "-o", str(output)]
+    return [
+        subprocess.Popen(command, env={**env, "RANK": str(k), "LOCAL_RANK": str(k)}, stderr=subprocess.PIPE, text=True)
+        for k in range(2)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_of_two_is_killed_while_they_train(tmp_path: Path, victim: int) -> None:
+    """The other one ends by itself and says why; the next run ends with the bytes of an undisturbed one."""
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    assert [(p.communicate()[1], p.returncode)[1] for p in _ranks(whole)] == [0, 0]
+    processes, end = _ranks(output), time.monotonic() + 600
+    while not list(output.rglob("*checkpoint*")):
+        assert time.monotonic() < end
+        assert all(p.poll() is None for p in processes)
+        time.sleep(0.05)
+    processes[victim].kill()
+    told = processes[1 - victim].communicate(timeout=60)[1]
+    assert processes[1 - victim].returncode == 1
+    assert "another of the run's 2 processes has ended" in told
+    assert "Traceback" not in told
+    assert [(p.communicate()[1], p.returncode)[1] for p in _ranks(output)] == [0, 0]
+    name = "compressed.safetensors"
+    assert (output / name).read_bytes() == (whole / name).read_bytes()
