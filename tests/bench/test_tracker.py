@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import socket
 import struct
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.bench.conftest import Built
+from tests.bench.farm import Farm, farm
 from tests.bench.sshd import free_port
 from tests.bench.test_rpc import OPTIONS, needs_x86
 from xdeploy.bench import bench
@@ -26,6 +22,7 @@ from xdeploy.bench.via import parse_address, runner_for
 from xdeploy.errors import TransportError, UsageError
 from xdeploy.target import load_target
 
+__all__ = ["farm"]  # a fixture
 MAGIC = struct.pack("<i", 0x2F271)
 
 
@@ -117,54 +114,8 @@ def test_a_board_elsewhere_is_not_used(built: Built) -> None:
         bench(artifact, golden, load_target("x86-64"), f"tracker://{host}:{port}/pi", OPTIONS)
 
 
-# ----------------------------------------------------------------------------------- TVM's own tracker and servers
-class Farm:
-    """A tracker and servers that register with it, each a process group of its own."""
-
-    def __init__(self) -> None:
-        self.port, self.children = free_port(), list[subprocess.Popen[bytes]]()
-        self._start("rpc_tracker", self.port)
-
-    def board(self, kind: str) -> str:
-        """Start a server; its address."""
-        port = free_port()
-        self._start("rpc_server", port, "--tracker", f"127.0.0.1:{self.port}", "--key", kind)
-        return f"127.0.0.1:{port}"
-
-    def _start(self, module: str, port: int, *more: str) -> None:
-        words = ["--host", "127.0.0.1", "--port", str(port), "--port-end", str(port + 1), "--silent", *more]
-        command, null = [sys.executable, "-m", f"tvm.exec.{module}", *words], subprocess.DEVNULL
-        self.children.append(subprocess.Popen(command, stdout=null, stderr=null, start_new_session=True))
-
-    def until(self, kind: str, count: int) -> None:
-        """Wait until so many of a kind are registered."""
-        end = time.monotonic() + 120
-        while time.monotonic() < end:
-            with contextlib.suppress(TrackerError), Tracker("127.0.0.1", self.port, 5.0) as tracker:
-                if tracker.kinds().get(kind, (0, 0))[0] == count:
-                    return
-            time.sleep(0.1)
-        pytest.fail(f"not {count} boards {kind}")
-
-    def kill(self, index: int) -> None:
-        """End one with all that it has started."""
-        os.killpg(self.children[index].pid, signal.SIGKILL)
-        self.children[index].wait()
-
-
-@pytest.fixture
-def farm() -> Iterator[Farm]:
-    pytest.importorskip("tornado", reason="TVM's tracker needs tornado")
-    farm = Farm()
-    try:
-        yield farm
-    finally:
-        for i, child in enumerate(farm.children):
-            if child.poll() is None:
-                farm.kill(i)
-
-
 @needs_x86
+@pytest.mark.slow
 def test_two_boards_of_which_one_dies(farm: Farm, built: Built) -> None:
     artifact, golden = built("x86-64")
     target, via = load_target("x86-64"), f"tracker://127.0.0.1:{farm.port}/here"

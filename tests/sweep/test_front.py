@@ -64,7 +64,7 @@ def _front(reason: str) -> dict[str, Any]:
          "report": f"trials/{i:04}/report.html"} for i in range(2)
     ]  # fmt: skip
     return {
-        "study": {"trials": {"complete": 3, "pruned": 1}, "sampler": "grid", "seed": 0, "threads": 1},
+        "study": {"trials": {"complete": 3, "pruned": 1}, "sampler": "grid", "seed": 0, "threads": 1, "boards": {}},
         "objectives": [{"name": "accuracy", "direction": "maximize"}, {"name": "flash", "direction": "minimize"}],
         "targets": ["cortex-m4"], "front": {"cortex-m4": members}, "trials": trials,
     }  # fmt: skip

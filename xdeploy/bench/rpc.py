@@ -39,6 +39,28 @@ CONNECT = 10.0  # seconds to connect
 RESULT_LIMIT = 1 << 20  # bytes of result.json
 
 
+def _scheme(address: Address) -> str:
+    return "tracker" if address.kind else "rpc"
+
+
+def check_place(address: Address, remote: bool) -> None:
+    """Refuse what is no place of a server or tracker, or one that is not this machine without `remote`.
+
+    Raises:
+        UsageError: no port, a user, or another machine.
+    """
+    scheme = _scheme(address)
+    if address.port is None or address.user is not None:
+        raise UsageError(f"--via {scheme}:// takes a host and a port and no user: {scheme}://localhost:9090")
+    if not is_loopback(address.host) and not remote:
+        raise UsageError(
+            f"{scheme}://{address.host}:{address.port} is not this machine, and TVM's RPC has no protection: who "
+            "reaches the port runs any code there, and everything travels in plain text",
+            hint=f"forward the port by SSH: `ssh -L {address.port}:localhost:{address.port} {address.host}`, then "
+            f"--via {scheme}://localhost:{address.port}; or, in a network you trust, --allow-remote",
+        )
+
+
 class RpcRunner:
     """Runner "rpc" of a host or Linux artifact; `address` is that of the server or tracker, which must be running.
 
@@ -57,18 +79,10 @@ class RpcRunner:
     )
 
     def __init__(self, artifact: Artifact, target: Target, address: Address, options: RunOptions) -> None:
-        scheme = "tracker" if address.kind else "rpc"
-        if address.port is None or address.user is not None:
-            raise UsageError(f"--via {scheme}:// takes a host and a port and no user: {scheme}://localhost:9090")
-        if not is_loopback(address.host) and not options.remote:
-            raise UsageError(
-                f"{scheme}://{address.host}:{address.port} is not this machine, and TVM's RPC has no protection: who "
-                "reaches the port runs any code there, and everything travels in plain text",
-                hint=f"forward the port by SSH: `ssh -L {address.port}:localhost:{address.port} {address.host}`, then "
-                f"--via {scheme}://localhost:{address.port}; or, in a network you trust, --allow-remote",
-            )
+        check_place(address, options.remote)
         self.image, self.target, self.address, self.options = Image(artifact), target, address, options
-        self.where = f"{scheme}://{address.host}:{address.port}" + (f"/{address.kind}" if address.kind else "")
+        kind = f"/{address.kind}" if address.kind else ""
+        self.where = f"{_scheme(address)}://{address.host}:{address.port}{kind}"
 
     def available(self) -> str | None:
         """Whether the artifact is for Linux; whether the server answers is seen when it runs."""

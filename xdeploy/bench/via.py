@@ -9,7 +9,7 @@ from xdeploy.bench.flash import Flash
 from xdeploy.bench.host import HostRunner
 from xdeploy.bench.qemu import QemuRunner
 from xdeploy.bench.qemuuser import QemuUserRunner
-from xdeploy.bench.rpc import RpcRunner
+from xdeploy.bench.rpc import RpcRunner, check_place
 from xdeploy.bench.runner import Runner, RunOptions
 from xdeploy.bench.serial import SerialRunner
 from xdeploy.bench.ssh import SshRunner
@@ -54,6 +54,18 @@ def parse_address(via: str) -> Address:
     if found is None or lacks_kind or (port is not None and not 0 < port < 65536):
         raise UsageError(f"--via {via!r} is no {SCHEMES.get(scheme, 'address')}")
     return Address(found["host"].strip("[]"), port, found["user"], kind)
+
+
+def admit(via: str, remote: bool) -> Address:
+    """The address of a board in the network, before there is anything to run on it.
+
+    Raises:
+        UsageError: it is none, or one that may not be used as it is.
+    """
+    address = parse_address(via)
+    if via.partition(":")[0] in ("rpc", "tracker"):
+        check_place(address, remote)
+    return address
 
 
 def runner_for(artifact: Artifact, target: Target, via: str | None, options: RunOptions | None = None) -> Runner:

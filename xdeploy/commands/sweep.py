@@ -50,6 +50,10 @@ def add(commands: Any, common: Parser) -> None:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch in each; results depend on it")
     parser.add_argument("--sampler-seed", type=int, default=0, metavar="N", help="of the sampler")
     parser.add_argument("--storage", metavar="URL|FILE", help="where the study is kept; none: study.db in the folder")
+    text = "a board that times trials, of all targets or of one: tracker://host:port/kind, rpc://... or ssh://..."
+    parser.add_argument("--via", action="append", default=[], metavar="[TARGET=]BOARD", help=text)
+    text = "rpc:// and tracker:// may go to another machine than this one, although its protocol has no protection"
+    parser.add_argument("--allow-remote", action="store_true", help=text)
     parser.add_argument("--retry-failed", action="store_true", help="try failed trials once more")
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("sweep"), metavar="DIR", help="folder (default: sweep)"
@@ -73,7 +77,8 @@ def _run(args: argparse.Namespace) -> int:
         front = sweep(
             args.model, data=args.data, test_data=args.test_data, weights=args.weights, target=args.target or ["arm"],
             space=space, recipes=_recipes(args), objectives=names or DEFAULT, sampler=args.sampler, trials=args.trials,
-            jobs=args.jobs, threads=args.threads, seed=args.sampler_seed, storage=args.storage, output=args.output,
+            jobs=args.jobs, threads=args.threads, seed=args.sampler_seed, storage=args.storage, via=args.via,
+            remote=args.allow_remote, output=args.output,
             again=args.retry_failed, progress=console,
         )  # fmt: skip
     emit(args, front, None if args.quiet else _summary(front, args.output))

@@ -41,6 +41,8 @@ def sweep(
     threads: int = 1,
     seed: int = 0,
     storage: str | None = None,
+    via: str | Sequence[str] = (),
+    remote: bool = False,
     output: str | Path = "sweep",
     again: bool = False,
     progress: Progress | None = None,
@@ -63,12 +65,16 @@ def sweep(
         threads: of torch in each; part of what trials depend on.
         seed: of the sampler; trials have the seed of their recipes.
         storage: database URL or file; None: study.db in `output`.
+        via: boards that time trials, for all targets ("tracker://localhost:9190/pi4", rpc:// or ssh://) or for one
+            ("cortex-a72=tracker://localhost:9190/pi4"); outputs must be equal to the reference there too.
+        remote: rpc:// and tracker:// may be on another machine, although nothing protects them.
         output: folder of front.json, front.html and the front's run folders.
         again: failed trials are tried once more.
         progress: told a line per trial.
 
     Raises:
         XdeployError: what is wrong with the input, as for a build; a failed trial is a result and raises nothing.
+        TransportError: a board is out of reach; the same call goes on.
     """
     require_optuna()
     given = [target] if isinstance(target, str) else list(target)
@@ -81,8 +87,10 @@ def sweep(
         for name, p in (("weights", weights), ("data", data), ("test_data", test_data))
     }
     definition = define(
-        model, paths, recipes, Space(dimensions), given, objectives, sampler, trials, seed, threads
+        model, paths, recipes, Space(dimensions), given, objectives, sampler, trials, seed, threads,
+        [via] if isinstance(via, str) else via, remote,
     )  # fmt: skip
+    definition.boards.check_jobs(jobs)
     _check_jobs(jobs, threads, trials, model)
     return _sweep(definition, Path(output), storage, trials, jobs, again, progress or Silent(), model)
 

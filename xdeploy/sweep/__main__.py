@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from xdeploy.errors import TransportError
 from xdeploy.process.child import end_with
 from xdeploy.sweep.definition import Definition
 from xdeploy.sweep.storage import open_storage
@@ -17,7 +18,11 @@ def main(output: Path, storage: str, trials: int, parent: int) -> int:
     end_with(parent)
     definition = Definition.load(output / "sweep.json")
     study = Study(definition, open_storage(storage or None, output), trials)
-    work(study, output, lambda: None)
+    try:
+        work(study, output, lambda: None)
+    except TransportError as error:
+        sys.stderr.write(f"{error.hint or ''}\n{error.message}\n")  # the sweep's own process tells the last line
+        return error.exit_code
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from xdeploy.files import read_json, sha256, write_json
 from xdeploy.recipe import Recipe
 from xdeploy.request import Request, is_kept
 from xdeploy.store import digest
+from xdeploy.sweep.boards import Boards, boards_of
 from xdeploy.sweep.objectives import Objective, objectives_of
 from xdeploy.sweep.space import RECIPE, Space
 from xdeploy.target import resolve_targets
@@ -27,7 +28,8 @@ class Definition:
     """One sweep. Equal definitions are one study, wherever they run; `trials` may grow.
 
     recipes: by name, resolved; the first is the base where the space has no recipes. inputs: hashes of model, weights
-    and data. targets: names, in order. threads: of torch in every trial, as float sums depend on it.
+    and data. targets: names, in order. threads: of torch in every trial, as float sums depend on it. boards: that time
+    trials.
     """
 
     model: str | None
@@ -42,11 +44,13 @@ class Definition:
     seed: int
     threads: int
     inputs: Mapping[str, str]
+    boards: Boards = field(default_factory=Boards)
 
     @property
     def name(self) -> str:
         """Of the study: changes with everything that trials depend on, and with nothing else."""
         parts = {k: v for k, v in self.to_dict().items() if k not in ("weights", "data", "test_data", "model")}
+        parts["boards"] = self.boards.kinds
         parts["targets"] = [Path(t).stem for t in self.targets]  # the hashes of users' own files are in `inputs`
         return f"xdeploy-{digest(parts, __version__)[:16]}"
 
@@ -77,6 +81,7 @@ class Definition:
         return value | {
             "recipes": {k: r.to_dict() for k, r in self.recipes.items()}, "space": self.space.to_dict(),
             "objectives": [o.name for o in self.objectives], "inputs": dict(self.inputs), "targets": list(self.targets),
+            "boards": {"via": dict(self.boards.via), "remote": self.boards.remote},
         }  # fmt: skip
 
     @staticmethod
@@ -87,7 +92,7 @@ class Definition:
             **known | {
                 "recipes": {k: recipe_from(r) for k, r in value["recipes"].items()},
                 "space": Space.from_dict(value["space"]), "objectives": objectives_of(value["objectives"]),
-                "targets": tuple(value["targets"]),
+                "targets": tuple(value["targets"]), "boards": Boards(**value["boards"]),
             }
         )  # fmt: skip
 
@@ -134,8 +139,10 @@ def define(
     trials: int | None,
     seed: int,
     threads: int,
+    via: Sequence[str] = (),
+    remote: bool = False,
 ) -> Definition:
-    """Check what the user gave and put it together; `paths`: weights, data, test_data.
+    """Check what the user gave and put it together; `paths`: weights, data, test_data; `via`, `remote`: of boards.
 
     Raises:
         UsageError: unknown names, a path that does not exist, a space that the sampler cannot cover, or a model that is
@@ -149,7 +156,8 @@ def define(
         )
     if not 1 <= threads <= 256:
         raise UsageError(f"threads must be in 1..256, got {threads}")
-    names = tuple(t.name for t in resolve_targets(list(targets)))
+    resolved = resolve_targets(list(targets))
+    names = tuple(t.name for t in resolved)
     chosen = _sampler(sampler, space, trials)
     inputs = {"model": _model_hash(model), **{k: tree_hash(p) for k, p in paths.items()}}
     inputs |= {Path(t).stem: sha256(Path(t)) for t in targets if t.endswith(".toml")}
@@ -157,7 +165,7 @@ def define(
     found = Definition(
         model if isinstance(model, str | None) else type(model).__qualname__,
         texts["weights"], texts["data"], texts["test_data"], recipes, space, _as_given(targets, names),
-        objectives_of(objectives), chosen, seed, threads, inputs,
+        objectives_of(objectives), chosen, seed, threads, inputs, boards_of(via, resolved, remote),
     )  # fmt: skip
     _try(found, model)
     return found

@@ -49,8 +49,10 @@ def objectives_of(names: Sequence[str]) -> tuple[Objective, ...]:
     return tuple(map(Objective, names))
 
 
-def measured(folder: Path, target: str, objectives: Sequence[Objective]) -> dict[str, dict[str, Any]]:
-    """The quantities of a trial whose run folder is built, by objective.
+def measured(
+    folder: Path, target: str, objectives: Sequence[Objective], board: Measurement | None = None
+) -> dict[str, dict[str, Any]]:
+    """The quantities of a trial whose run folder is built, by objective; what a board tells goes before its runner's.
 
     Raises:
         DeviceError: the built code differs from the reference.
@@ -60,13 +62,14 @@ def measured(folder: Path, target: str, objectives: Sequence[Objective]) -> dict
     if bench.verdict == "differs":
         raise DeviceError(f"{target}: outputs differ from the reference: {bench.reason}")
     found: dict[str, dict[str, Any]] = {}
+    quantities = {**bench.quantities, **(board.quantities if board is not None else {})}
     for objective in objectives:
         if objective.name == "accuracy":
             value = _validation(folder)
         elif objective.name == "coded":
             value = quantity((folder / "model.xdc").stat().st_size, "byte", "measured", note="model.xdc")
         else:
-            value = bench.quantities.get(objective.name) or {}
+            value = quantities.get(objective.name) or {}
         if value.get("value") is None:
             raise UsageError(
                 f"{target}: runner {bench.runner} tells no {objective.name}",

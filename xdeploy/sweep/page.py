@@ -33,6 +33,7 @@ def render(front: Mapping[str, Any]) -> str:
         "Selected by " + ", ".join(f"{o['name']} ({o['direction']})" for o in front["objectives"])
         + "; accuracy is that on validation samples. Only the front's members were measured on the test data.",
     ]  # fmt: skip
+    told += [f"{target}: timed on a board by {via}" for target, via in study["boards"].items()]
     parts = ["<h1>xdeploy sweep</h1>", *(f"<p>{escape(x)}</p>" for x in told)]
     for target in front["targets"]:
         rows = [t for t in front["trials"] if t["target"] == target]

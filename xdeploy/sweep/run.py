@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xdeploy.errors import XdeployError
+from xdeploy.errors import TransportError, XdeployError
 from xdeploy.request import Progress
 from xdeploy.sweep.front import line
 from xdeploy.sweep.shared import run_scored
@@ -20,6 +20,7 @@ from xdeploy.sweep.study import Study
 from xdeploy.sweep.work import POLL, work
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TVM_NUM_THREADS")
+_GO_ON = "what is done is kept: the same command goes on"
 _STARTS = 3  # of processes that end without having settled anything
 
 
@@ -49,6 +50,7 @@ def run_jobs(study: Study, output: Path, storage: str | None, jobs: int, watch: 
 
     Raises:
         XdeployError: model or data cannot be read, or processes end without doing anything.
+        TransportError: a board is out of reach.
     """
     if len(study.settled()) >= study.wanted:
         return
@@ -63,6 +65,8 @@ def run_jobs(study: Study, output: Path, storage: str | None, jobs: int, watch: 
         while len(study.settled()) < study.wanted:
             watch()
             for k, worker in enumerate(workers):
+                if worker.poll() == TransportError.exit_code:
+                    raise TransportError(_last(output, k), hint=_GO_ON)
                 if worker.poll() is not None and len(study.settled()) < study.wanted:
                     starts = starts + 1 if len(study.settled()) == before else 0
                     before = len(study.settled())

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xdeploy.errors import GateError, XdeployError
+from xdeploy.errors import GateError, TransportError, XdeployError
 from xdeploy.files import sha256, write_text
 from xdeploy.sweep.objectives import measured
 from xdeploy.sweep.samplers import Sampled
@@ -28,9 +28,12 @@ def work(study: Study, output: Path, tell: Callable[[], None], model: Any = None
 
     Args:
         study: joined.
-        output: of the sweep; trials' run folders and common stages lie in it.
+        output: of the sweep; trials' run folders, common stages and what boards told lie in it.
         tell: called after each trial, and while others are waited for.
         model: a torch module, where the definition has only its name.
+
+    Raises:
+        TransportError: a board, or who lends it, is out of reach; the trial is free again.
     """
     while True:
         taken = study.take()
@@ -38,7 +41,7 @@ def work(study: Study, output: Path, tell: Callable[[], None], model: Any = None
             try:
                 with study.alive(taken):
                     _run(study, taken, output, model)
-            except BaseException:  # an interrupt: this process may live on, so nobody would find it dead
+            except BaseException:  # an interrupt, or no board: this process may live on, so nobody would find it dead
                 study.release(taken)
                 raise
             tell()
@@ -52,13 +55,15 @@ def work(study: Study, output: Path, tell: Callable[[], None], model: Any = None
 
 
 def _run(study: Study, taken: Sampled, output: Path, model: Any) -> None:
-    """One trial; whatever goes wrong with it is its result."""
+    """One trial; whatever goes wrong with it is its result, but not that boards are out of reach."""
     definition, began = study.definition, time.monotonic()
     folder = trial_folder(output, taken.position)
     try:
         request = definition.request(taken.options, taken.target, folder, model)
         run_shared(request, output / "stages")
-        found = measured(folder, Path(taken.target).stem, definition.objectives)
+        target, keep = Path(taken.target).stem, output / "boards" / f"{taken.position:04}.json"
+        board = definition.boards.measure(folder / target, target, request.recipe.bench.repeats, keep)
+        found = measured(folder, target, definition.objectives, board)
         attributes = {
             "quantities": found, "seconds": round(time.monotonic() - began, 3),
             "sha256": sha256(folder / "compressed.safetensors"),
@@ -66,6 +71,8 @@ def _run(study: Study, taken: Sampled, output: Path, model: Any) -> None:
         study.complete(taken, [float(found[o.name]["value"]) for o in definition.objectives], attributes)
     except GateError as error:
         study.prune(taken, str(error))
+    except TransportError:
+        raise
     except XdeployError as error:
         study.fail(taken, str(error))
     except Exception as error:
