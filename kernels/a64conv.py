@@ -122,7 +122,7 @@ def _repeated(value: int, dtype: type[np.integer[Any]]) -> Int32:
 
 
 for _format in FORMATS.values():
-    _row, _name = TiledRow(_format), f"conv2d_s8_{_format.short}_tiled__dotprod"
+    _row, _name = TiledRow(_format), f"conv2d_s8_{_format.short}_tile4x16__dotprod"
     _tags = {} if _format.bits == 8 else {"extra_flash": f"8/{_format.bits}"}
     KERNELS.add(
         _name,

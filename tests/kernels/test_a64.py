@@ -69,7 +69,7 @@ ODD = [
     clamped(linear(143, 69)),
     clamped(linear(97, 6, relu=True)),
 ]
-FORMS = ("direct", "tiled", "gathered", "dense", "winograd4x4", "dw1x16")
+FORMS = ("direct", "tile4x16", "gathered", "dense", "winograd4x4", "dw1x16")
 # instructions per multiply-accumulate of whole calls: small images, so that bounds hold with more overhead than usual
 BOUNDS = {
     "cortex-a76": [
@@ -126,7 +126,7 @@ def test_instructions_stay_within_their_bounds(name: str, tmp_path: Path) -> Non
     machine = harness.Unicorn(harness.link(batch, tmp_path), target, batch.image, count=True)
     for call, (case, bound) in zip(batch.calls, BOUNDS[name], strict=True):
         executed = machine.call(call.symbol, call.args)
-        if not any(case.node.attrs.get("pads", NONE)) and ("_dense__" in call.label or "_tiled__" in call.label):
+        if not any(case.node.attrs.get("pads", NONE)) and ("_dense__" in call.label or "_tile4x16__" in call.label):
             cost = choose(case.graph, case.node, target).cost(case.graph, case.node, target)
             assert abs(executed - cost) <= 8, f"{call.label}: they are counted, not estimated"
         ours = executed / macs(case.graph, case.node)
@@ -164,7 +164,7 @@ def test_accumulators_begin_with_the_bias() -> None:
 def test_every_form_is_among_the_cases() -> None:
     for name, isa in (("cortex-a72", "neon"), ("cortex-a76", "dotprod")):
         met = {f for case in ODD for k in _rows(case, name, isa) for f in FORMS if f"_{f}__" in k.name}
-        assert met == set(FORMS) - {"winograd4x4" if isa == "dotprod" else "tiled"}
+        assert met == set(FORMS) - {"winograd4x4" if isa == "dotprod" else "tile4x16"}
 
 
 def _differences(d: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
