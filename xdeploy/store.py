@@ -205,15 +205,20 @@ def _sweep(folder: Path) -> None:
     """Remove the parts of files and packages that a killed run left in a folder that is held."""
     if not folder.is_dir():
         return
-    for path in (folder, *(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink())):
-        sweep_parts(path)
-        for entry in list(path.iterdir()):
-            left = entry.suffix in (".part", ".old") or entry.name.startswith(".load-")
-            if left and entry.name.startswith(".") and entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
+    _sweep_below(folder)
+    for path in [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink()]:
+        _sweep_below(path)
     # parts on a file system without locks, and the temporary files that safetensors makes beside them
     for part in [p for pattern in (".*.part", ".tmp??????") for p in folder.glob(pattern) if p.is_file()]:
         part.unlink(missing_ok=True)
+
+
+def _sweep_below(folder: Path) -> None:
+    sweep_parts(folder)
+    for entry in list(folder.iterdir()):
+        left = entry.suffix in (".part", ".old") or entry.name.startswith(".load-")
+        if left and entry.name.startswith(".") and entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _read(folder: Path) -> dict[str, Any]:

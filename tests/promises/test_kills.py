@@ -67,6 +67,24 @@ def test_some_kills(scene: tuple[Path, str, str, list[warm.Point]]) -> None:
         check(folder, earlier, new, point)
 
 
+def test_a_first_run_is_killed(scene: tuple[Path, str, str, list[warm.Point]]) -> None:
+    """Nothing was there before: the run works in the folder itself, and leaves its parts there."""
+    folder, _, new, _ = scene
+    spot = folder / "first"
+    met = False
+    for number in range(1, 7):
+        shutil.rmtree(spot, ignore_errors=True)
+        place, output = warm.Place.below(spot, folder), spot / "out"
+        work = partial(steps.run, output, 0)
+        ended = warm.run(work, place, [f"fsync:signal=SIGKILL:when={2 * number}"])
+        assert ended.code == -signal.SIGKILL
+        met |= any(p.is_dir() for p in output.glob(".*.part"))
+        assert warm.run(work, place).code == 0
+        assert steps.content(output) == new
+        assert not small.litter(output, place.temporary)
+    assert met, "no kill fell into the package"
+
+
 @pytest.mark.slow
 def test_every_kill(scene: tuple[Path, str, str, list[warm.Point]]) -> None:
     folder, earlier, new, found = scene

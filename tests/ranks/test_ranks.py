@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tests.bench.sshd import free_port
 from xdeploy import ranks
 from xdeploy.compress.normalise import EPS, MOMENTUM, Norm
+from xdeploy.stages import CHECKPOINT
 
 
 def _start(kind: str, folder: Path, count: int, *arguments: str) -> list[dict[str, Any]]:
@@ -142,11 +143,12 @@ def test_one_of_two_is_killed_while_they_train(tmp_path: Path, victim: int) -> N
     whole, output = tmp_path / "whole", tmp_path / "out"
     assert [(p.communicate()[1], p.returncode)[1] for p in _ranks(whole)] == [0, 0]
     processes, end = _ranks(output), time.monotonic() + 600
-    while not list(output.rglob("*checkpoint*")):
+    while not list(output.rglob(CHECKPOINT)):
         assert time.monotonic() < end
         assert all(p.poll() is None for p in processes)
         time.sleep(0.05)
     processes[victim].kill()
+    processes[victim].communicate()
     told = processes[1 - victim].communicate(timeout=60)[1]
     assert processes[1 - victim].returncode == 1
     assert "another of the run's 2 processes has ended" in told
