@@ -25,7 +25,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 done.append(f"{request.output.name} {stage}")
                 (store.folder / "sub").mkdir(exist_ok=True)
                 (store.folder / "sub" / stage).write_text(f"{stage} of {keys[stage]}")
-                store.finish(stage, keys[stage], [f"sub/{stage}"], 1.0)
+                (store.folder / f"{stage}.npz").write_text(stage)
+                store.finish(stage, keys[stage], [f"sub/{stage}", f"{stage}.npz"], 1.0)
 
     monkeypatch.setattr(shared, "run", run)
     return done
@@ -46,6 +47,8 @@ def test_equal_stages_are_worked_out_once(tmp_path: Path, runs: list[str]) -> No
     assert runs == ["a source", "a score", *(f"a {s}" for s in lowered), *(f"c {s}" for s in lowered)]
     for stage in ("score", "lower"):
         assert (tmp_path / "a" / "sub" / stage).read_bytes() == (tmp_path / "b" / "sub" / stage).read_bytes()
+    # a later run takes over what the record names, and nothing else
+    assert Store(tmp_path / "a").record["stages"] == Store(tmp_path / "b").record["stages"]
     assert (tmp_path / "a" / "sub" / "lower").read_bytes() != (tmp_path / "c" / "sub" / "lower").read_bytes()
 
 

@@ -24,7 +24,6 @@ from xdeploy.target import resolve_targets
 
 _SCHEMA = "xdeploy.stages/1"
 _SCORED, _LOWERED = ("source", "score"), ("plan", "compress", "export", "lower")
-_MORE = {"export": ("export.npz",)}  # files that later stages read and the stage's record does not name
 
 
 def run_shared(request: Request, stages: Path, progress: Progress | None = None) -> None:
@@ -84,8 +83,7 @@ def _take(place: Path, store: Store, keys: dict[str, str]) -> bool:
         for name in row["files"]:
             (store.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(place / name, store.folder / name)  # mode bits too: programs are to be run
-        listed = [n for n in row["files"] if n not in _MORE.get(row["stage"], ())]
-        store.finish(row["stage"], row["key"], listed, row["seconds"])
+        store.finish(row["stage"], row["key"], row["files"], row["seconds"])
     return True
 
 
@@ -97,11 +95,10 @@ def _give(place: Path, store: Store, names: Sequence[str]) -> None:
         rows: list[dict[str, Any]] = []
         for stage in names:
             row = store.record["stages"][stage]
-            files = [*row["files"], *(n for n in _MORE.get(stage, ()) if (store.folder / n).is_file())]
-            for name in files:
+            for name in row["files"]:
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(store.folder / name, part / name)
-            hashes = {n: sha256(part / n) for n in files}
+            hashes = {n: sha256(part / n) for n in row["files"]}
             rows.append({"stage": stage, "key": row["key"], "seconds": row["seconds"], "files": hashes})
         write_json(part / "stages.json", {"schema": _SCHEMA, "stages": rows})
         shutil.rmtree(place, ignore_errors=True)
