@@ -1,6 +1,7 @@
 """How long the tool itself takes: --help, a rebuild of what is built, the demo, ResNet-20 for three targets.
 
-Every case is a process of its own, as a user starts it. Writes results/tool_speed.json with median, least and most.
+Every case is a process of its own, as a user starts it. Writes results/tool_speed.json with median, least and most;
+cases that were measured at the same commit stay.
 ResNet-20 (no fine-tuning, kernels tuned and their figures from the cache, which a first run fills) needs --shared.
 
 Run: python benchmarks/tool_speed.py [--repeats 5] [--shared DIR] [--only help,rebuild,demo,resnet20] [--output FILE]
@@ -26,6 +27,7 @@ from xdeploy.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = ("cortex-m4", "cortex-m55", "cortex-a72")
+SCHEMA = "xdeploy.toolspeed/1"
 BARS = {"help": 0.3, "rebuild": 2.0, "demo": None, "resnet20": 90.0}  # seconds
 FEWER = {"demo": 3, "resnet20": 2}  # repeats at the most
 
@@ -83,6 +85,14 @@ def stages(folder: Path) -> dict[str, Any]:
     return {name: {"seconds": r["seconds"], "peak_rss": r.get("peak_rss")} for name, r in rows.items()}
 
 
+def kept(path: Path) -> dict[str, Any]:
+    """The cases that were measured before at this commit."""
+    if not path.exists():
+        return {}
+    before = read_json(path, SCHEMA)
+    return dict(before["cases"]) if before["commit"] == commit(ROOT) else {}
+
+
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -94,7 +104,7 @@ def main() -> None:
     wanted = options.only.split(",")
     if unknown := set(wanted) - set(BARS):
         parser.error(f"unknown case {min(unknown)!r}; allowed: {', '.join(BARS)}")
-    cases: dict[str, Any] = {}
+    cases = kept(options.output)
     with tempfile.TemporaryDirectory(prefix="xdeploy-speed-") as scratch:
         folder = Path(scratch) / "demo"
         if "help" in wanted:
@@ -113,7 +123,7 @@ def main() -> None:
             cases["resnet20"] = measured("resnet20", options.repeats, lambda: afresh(words, folder))
             cases["resnet20"]["stages"] = stages(folder)
     value = {
-        "schema": "xdeploy.toolspeed/1", "cases": cases, "targets": list(TARGETS), "cores": os.cpu_count(),
+        "schema": SCHEMA, "cases": cases, "targets": list(TARGETS), "cores": os.cpu_count(),
         "load": [round(x, 2) for x in os.getloadavg()], "python": platform.python_version(), "commit": commit(ROOT),
     }  # fmt: skip
     write_json(options.output, value)
