@@ -26,7 +26,9 @@ MAX_FILE = 64 * 2**20  # bytes of one image file
 MAX_PIXELS = 64 * 2**20  # of one image
 MAX_TOTAL = 16 * 2**30  # bytes of all files, and of all decoded images
 BAR_FROM = 2000  # images from which decoding is worth a progress bar
-_BLOCK = 1024  # images handed to the decoding threads at once
+_PIECE = 2**18  # pixels that a thread decodes at a time: tasks of one small image cost more than the image
+_BLOCK = 64  # such pieces handed to the decoding threads at once
+_SMALL = 64 * 64  # pixels of an image up to which threads wait for each other, as most of the work is Python's
 
 UInt8 = NDArray[np.uint8]
 
@@ -120,7 +122,8 @@ def _by_class(where: str, names: Sequence[str], read: Callable[[str], bytes]) ->
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    return PurePosixPath(name).parts
+    """As PurePosixPath's of a relative name, in a fraction of the time."""
+    return tuple(part for part in name.split("/") if part not in ("", "."))
 
 
 def _is_hidden(name: str) -> bool:
@@ -153,7 +156,7 @@ def _decode_all(
     """Decode every image to its row; `grey` (N,) is told which are so."""
     height, width, depth = spool.shape[1:]
 
-    def work(i: int) -> None:
+    def one(i: int) -> UInt8:
         name = f"{where}: {files.names[i]}"
         image, grey[i] = _decode_one(files.read(files.names[i]), name, depth)
         if image.shape != (height, width, depth):
@@ -161,16 +164,22 @@ def _decode_all(
                 f"{name} is {image.shape[1]}x{image.shape[0]}, the first image {width}x{height} (width x height)",
                 hint="scale all images to the model's input size",
             )
-        spool.write(i, image[None])
+        return image
 
-    shown = progress if len(files.names) > BAR_FROM else (lambda what, done, total: None)
-    with stepping("reading images", len(files.names), shown) as step, ThreadPoolExecutor() as pool:
+    def work(piece: range) -> int:
+        spool.write(piece.start, np.stack([one(i) for i in piece]))
+        return piece.stop
+
+    count, several = len(files.names), max(1, _PIECE // (height * width))
+    shown = progress if count > BAR_FROM else (lambda what, done, total: None)
+    threads = 1 if height * width <= _SMALL else None
+    with stepping("reading images", count, shown) as step, ThreadPoolExecutor(threads) as pool:
+        step(0)
         try:
-            for start in range(0, len(files.names), _BLOCK):  # a queue of all images would hold an object of each
-                block = range(start, min(start + _BLOCK, len(files.names)))
-                for i, _ in zip(block, pool.map(work, block), strict=True):
-                    if i % 256 == 0:
-                        step(i)
+            for start in range(0, count, _BLOCK * several):  # a queue of all images would hold an object of each
+                end = min(start + _BLOCK * several, count)
+                for done in pool.map(work, (range(i, min(i + several, end)) for i in range(start, end, several))):
+                    step(done)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
