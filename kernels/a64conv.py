@@ -16,7 +16,7 @@ from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
 from .a64 import DotProduct
-from .a64convasm import CHANNELS, Added, Tiles
+from .a64convasm import CHANNELS, PIXELS, Added, Tiles
 from .conv import Shape
 from .imagecopy import Copying, copy_cost, copy_image, opened, row_codes
 from .product import CHUNK
@@ -39,7 +39,7 @@ class TiledRow(Copying):
             return False
         shape = Shape.of(graph, node)
         whole = shape.channels % CHUNK == 0 and shape.out_channels % CHANNELS == 0
-        if not whole or Runs.of(shape, False).columns > 1 or max(shape.out_height, shape.out_width) >= 1 << 16:
+        if not whole or Runs.of(shape, False).columns > 1 or max(_reach(shape)) >= 1 << 16:
             return False
         return not has_residual(node) or 0 < node.attrs["add_shift"] <= _MOST_SHIFT
 
@@ -88,6 +88,12 @@ class TiledRow(Copying):
         pointers = (f"T.address_of({name}[0])" for name in ("W", "B", "M", "Y", other, "S"))
         s.call(tiles.function(), image, *pointers, s.integer("blocks", tiles.blocks))
         return s.code()
+
+
+def _reach(shape: Shape) -> tuple[int, ...]:
+    """What has to fit into 16 bits: counts of the loops, and bytes from the first pixel of a tile to the last one's."""
+    apart = PIXELS * max(shape.stride[1] * shape.channels, shape.out_channels)
+    return shape.pixels if shape.pointwise else shape.out_height, shape.out_width, apart
 
 
 def _constant(node: Node) -> int:
