@@ -19,6 +19,7 @@ from .a64 import DotProduct
 from .a64convasm import CHANNELS, PIXELS, Added, Tiles
 from .conv import Shape
 from .imagecopy import Copying, copy_cost, copy_image, opened, row_codes
+from .outstage import added_constant
 from .product import CHUNK
 from .snippets import channel_consts
 from .tiling import Runs
@@ -96,12 +97,6 @@ def _reach(shape: Shape) -> tuple[int, ...]:
     return shape.pixels if shape.pointwise else shape.out_height, shape.out_width, apart
 
 
-def _constant(node: Node) -> int:
-    """What is added to both products, the convolution's zero point in it, modulo 2^32 as in the register."""
-    a = node.attrs
-    return int((a["add_const"] + a["out_zero"] * a["add_a"] + (1 << 31)) % (1 << 32) - (1 << 31))
-
-
 def _added(node: Node) -> Added | None:
     if not has_residual(node):
         return None
@@ -118,7 +113,7 @@ def _stage(node: Node) -> Int32:
         return table.reshape(-1)
     table[0], table[1] = a["low"] - a["out_zero"], a["high"] - a["out_zero"]
     table[2, :2] = a["add_a"], a["add_b"]
-    table[3] = _constant(node)
+    table[3] = added_constant(node)
     return table.reshape(-1)
 
 

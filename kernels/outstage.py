@@ -16,6 +16,15 @@ from .snippets import Source
 from .vectors import ramp, shuffle
 
 
+def added_constant(node: Node) -> int:
+    """What is added to a residual addition's products: the zero point in it, which leaves the clamp for that.
+
+    Modulo 2^32, as in the register.
+    """
+    a = node.attrs
+    return int((a["add_const"] + a["out_zero"] * a["add_a"] + (1 << 31)) % (1 << 32) - (1 << 31))
+
+
 class OutStage(ABC):
     """Writes the output stage; declares its scalars on `source`."""
 
@@ -26,11 +35,9 @@ class OutStage(ABC):
             source.integer("out_zero", a["out_zero"])
             return
         source.input(1, "R")
-        # the zero point leaves the clamp and enters the constant, modulo 2^32 as in the register
-        constant = (a["add_const"] + a["out_zero"] * a["add_a"] + (1 << 31)) % (1 << 32) - (1 << 31)
         source.integer("low", a["low"] - a["out_zero"])
         source.integer("high", a["high"] - a["out_zero"])
-        for name, value in (("add_a", a["add_a"]), ("add_b", a["add_b"]), ("add_const", constant)):
+        for name, value in (("add_a", a["add_a"]), ("add_b", a["add_b"]), ("add_const", added_constant(node))):
             source.integer(name, value)
 
     def __call__(self, sums: Sequence[str], multipliers: Sequence[str], at: str, channels: int) -> None:

@@ -47,35 +47,17 @@ def program_flags(target: Target, triple: str | None = None) -> list[str]:
 
 
 def static_flags(triple: str) -> list[str]:
-    """How a static program is linked: for no CPU of the architecture in particular.
+    """How what needs a C library is linked: for no CPU of the architecture in particular.
 
-    A C library is built for exactly these flags the first time (minutes of work), so they are the same for all CPUs,
-    and only what takes mathematical functions from it is linked so.
+    The library is built for exactly these flags the first time (minutes of work), so they are the same for all CPUs.
     """
     return ["-target", triple, "-O2", *_PLAIN, "-static", "-Wl,--gc-sections"]
 
 
-def link_static(
-    flags: Sequence[str],
-    sources: Sequence[str | Path],
-    triple: str,
-    out: str,
-    folder: Path,
-    extra: Sequence[str],
+def _link_static(
+    flags: Sequence[str], sources: Sequence[str | Path], triple: str, out: str, folder: Path, extra: Sequence[str]
 ) -> None:
-    """Compile each file (an object is taken as it is) with `flags`, and link a static program.
-
-    Args:
-        flags: of the compiler, those of the CPU among them.
-        sources: relative to `folder`, or absolute.
-        triple: of the program, with a C library that links statically.
-        out: the program, relative to `folder`.
-        folder: where it is compiled.
-        extra: words for the linker.
-
-    Raises:
-        ToolchainError: the compiler is missing or fails.
-    """
+    """Compile each file (an object is taken as it is) with `flags`, and link what needs a C library."""
     with scratch_folder("link") as scratch:
         parts: list[str | Path] = []
         for source in sources:
@@ -110,7 +92,7 @@ def link_alone(
     extra = ["-Wl,--gc-sections", *extra]
     if math:
         triple = library_triple(triple)
-        link_static(flags(triple), sources, triple, out, folder, ["-nostartfiles", "-lm", *extra])
+        _link_static(flags(triple), sources, triple, out, folder, ["-nostartfiles", "-lm", *extra])
     else:
         cc([*flags(bare_triple(triple)), *sources, "-ffreestanding", *extra, "-o", out], folder)
 

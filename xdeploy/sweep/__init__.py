@@ -77,22 +77,24 @@ def sweep(
         TransportError: a board is out of reach; the same call goes on.
     """
     require_optuna()
-    given = [target] if isinstance(target, str) else list(target)
     recipes = dict(recipes or {"recipe": Recipe()})
-    dimensions = {key: dimension(key, entry) for key, entry in (space or {}).items()}
-    if len(recipes) > 1:
-        dimensions = {RECIPE: Choice(tuple(recipes)), **dimensions}
-    paths = {
-        name: None if p is None else Path(p)
-        for name, p in (("weights", weights), ("data", data), ("test_data", test_data))
-    }
+    given = {"weights": weights, "data": data, "test_data": test_data}
     definition = define(
-        model, paths, recipes, Space(dimensions), given, objectives, sampler, trials, seed, threads,
-        [via] if isinstance(via, str) else via, remote,
+        model, {name: None if p is None else Path(p) for name, p in given.items()}, recipes, _space(space, recipes),
+        _listed(target), objectives, sampler, trials, seed, threads, _listed(via), remote,
     )  # fmt: skip
-    definition.boards.check_jobs(jobs)
     _check_jobs(jobs, threads, trials, model)
     return _sweep(definition, Path(output), storage, trials, jobs, again, progress or Silent(), model)
+
+
+def _listed(given: str | Sequence[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _space(given: Mapping[str, Any] | None, recipes: Mapping[str, Recipe]) -> Space:
+    """The dimensions that were given; several recipes are the first one."""
+    dimensions = {key: dimension(key, entry) for key, entry in (given or {}).items()}
+    return Space({RECIPE: Choice(tuple(recipes)), **dimensions} if len(recipes) > 1 else dimensions)
 
 
 def _check_jobs(jobs: int, threads: int, trials: int | None, model: Any) -> None:
@@ -121,6 +123,7 @@ def _sweep(
     from xdeploy.sweep.shared import locked
     from xdeploy.sweep.study import Study
 
+    definition.boards.check_jobs(jobs)
     Store(output)  # refuses a folder that cannot be written
     _describe(definition, output)
     kept = open_storage(storage, output)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xdeploy.bench.runner import RunOptions
-from xdeploy.bench.via import SCHEMES, admit
+from xdeploy.bench.via import SCHEMES, admit, parse_address
 from xdeploy.errors import DeviceError, UsageError, choose_from
 from xdeploy.handover import Measurement
 from xdeploy.pipeline import bench_artifact
@@ -33,7 +33,7 @@ class Boards:
     @property
     def kinds(self) -> dict[str, str]:
         """What trials depend on: of a tracker only the kind of board, as its port may change from day to day."""
-        return {k: v.rpartition("/")[2] if v.startswith(_SHARED) else v for k, v in self.via.items()}
+        return {k: parse_address(v).kind or v for k, v in self.via.items()}
 
     def check_jobs(self, jobs: int) -> None:
         """Refuse several processes on a board that has no one to lend it.
