@@ -7,6 +7,7 @@ person. The counts are of places (lines), with the self-test compiled in; a test
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -32,9 +33,8 @@ def _unused(pattern: re.Pattern[str]) -> Callable[[str], int]:
     """How many of the names that the pattern defines are never mentioned again."""
 
     def count(text: str) -> int:
-        names = pattern.findall(text)
-        words = re.findall(r"\w+", text)
-        return sum(words.count(name) == names.count(name) for name in set(names))
+        names, words = Counter(pattern.findall(text)), Counter(re.findall(r"\w+", text))
+        return sum(words[name] == count for name, count in names.items())
 
     return count
 

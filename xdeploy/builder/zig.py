@@ -73,7 +73,7 @@ def _full_folder(code: int, said: str, folder: Path) -> Path | None:
 
 def tool_versions(names: Sequence[str] = ("apache-tvm", "ziglang")) -> dict[str, str]:
     """Versions of the Python packages that are installed, by default of those that decide the generated code."""
-    return {name: importlib.metadata.version(name) for name in names if _installed(name)}
+    return {name: version for name in names if (version := _installed(name))}
 
 
 @functools.cache
@@ -85,9 +85,9 @@ def clang_version() -> str:
     return found[1] if found else "unknown"
 
 
-def _installed(name: str) -> bool:
+@functools.cache
+def _installed(name: str) -> str | None:
     try:
-        importlib.metadata.version(name)
+        return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
