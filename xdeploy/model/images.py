@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +71,9 @@ def list_zip(path: Path, archive: zipfile.ZipFile) -> ImageFiles:
     """
     total = 0
     for entry in archive.infolist():
-        parts = PurePosixPath(entry.filename.replace("\\", "/")).parts
-        if ".." in parts or entry.filename.startswith("/") or (parts and ":" in parts[0]):
+        name = entry.filename.replace("\\", "/")
+        parts = _parts(name)
+        if ".." in parts or name.startswith("/") or (parts and ":" in parts[0]):
             raise UsageError(f"{path}: the entry {entry.filename!r} leads outside the archive; it is refused")
         total += entry.file_size
         if (entry.file_size > MAX_FILE and _is_image(entry.filename)) or total > MAX_TOTAL:
@@ -195,8 +196,8 @@ def _decode_one(data: bytes, name: str, channels: int = 3) -> tuple[UInt8, bool]
                 raise UsageError(
                     f"{name} has more than 8 bits per channel (mode {image.mode})", hint="save it as 8 bit"
                 )
-            grey = image.mode in ("1", "L", "LA")
-            array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            grey, wanted = image.mode in ("1", "L", "LA"), "L" if channels == 1 else "RGB"
+            array = np.asarray(image if image.mode == wanted else image.convert(wanted))
     except UsageError:
         raise
     except Exception as error:  # Pillow raises many kinds for broken files
