@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,20 +23,6 @@ if TYPE_CHECKING:
 
 _BATCH = 500
 Pairs = list[list[int]]  # [true class, told class, samples], of pairs that occur
-
-
-def right(module: Any, batches: Iterable[Any], tell: Callable[[int], None] | None = None) -> NDArray[np.bool_]:
-    """Which samples a torch module classifies rightly; `tell` hears how many are done."""
-    import torch
-
-    rows: list[NDArray[np.bool_]] = []
-    module.eval()
-    with torch.inference_mode():
-        for x, y in batches:
-            rows.append((module(x).flatten(1).argmax(1) == y).numpy())
-            if tell:
-                tell(sum(map(len, rows)))
-    return np.concatenate(rows)
 
 
 def judge(
@@ -85,9 +71,11 @@ def judge(
 
 def simulated(modules: Mapping[str, Any], source: SourceModel, progress: Progress) -> dict[str, Any]:
     """Accuracy in percent of torch modules on the whole test set, by name."""
+    from xdeploy.model.top1 import AT_ONCE, right
+
     value, n = {}, source.test_count
     for name, module in modules.items():
-        hits = right(module, source.test_batches(250), lambda done: progress("accuracy, torch", done, n))
+        hits = right(module, source.test_batches(AT_ONCE), lambda done: progress("accuracy, torch", done, n))
         value[name] = quantity(100.0 * float(hits.mean()), "%", "measured", n=n)
     return value
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from xdeploy.model.network import Network
     from xdeploy.model.source import SourceModel
 
+STEP_SAMPLES = 4000  # validation samples that tell what each step did, where none of them selects anything
 FIRST_DRAW = 2_000_000  # fine-tuning's epochs, which number the shuffles of its data, end before it
 
 
@@ -45,8 +46,11 @@ def apply_plan(
         checkpoint: where the state of fine-tuning is kept.
     """
     from xdeploy.compress.apply import compress
+    from xdeploy.model.top1 import AT_ONCE
 
     s, o = source, recipe
+    recover = RecoverOptions() if search else o.recover
+    most = None if recover.epochs else STEP_SAMPLES
     return compress(
         s.network,
         plan,
@@ -54,9 +58,9 @@ def apply_plan(
         s.io,
         calibration=lambda: (x for x, _ in s.train_batches(64, limit=o.data.calibration)),
         train=lambda epoch: s.train_batches(o.recover.batch, epoch=epoch, augment=o.recover.augment),
-        validation=lambda: s.validation_batches(250),
+        validation=lambda: s.validation_batches(AT_ONCE, limit=most),
         options=o.compress,
-        recover=RecoverOptions() if search else o.recover,
+        recover=recover,
         seed=o.seed,
         rescore=None if search else rescorer(s, o),
         progress=progress,

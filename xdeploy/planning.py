@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from xdeploy.accuracy import right
+import numpy as np
+
 from xdeploy.handover import CompressionPlan, RelevanceMap
 from xdeploy.recipe import Recipe
 from xdeploy.request import Progress
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from xdeploy.model.source import SourceModel
 
 SEARCH_SAMPLES = 2000  # validation samples used while searching a plan
+SEARCH_BATCHES = 8  # of AT_ONCE samples, after each of which a plan may be given up
+CLEAR = 4.0  # standard errors
 
 
 def decide(
@@ -35,19 +39,29 @@ def decide(
     from xdeploy.compress.apply import Memory
     from xdeploy.compress.fakequant import FakeQuantModule
     from xdeploy.compressing import apply_plan, rescorer
+    from xdeploy.model.top1 import AT_ONCE, right
     from xdeploy.model.torchmodule import NetworkModule
     from xdeploy.plan.allocate import allocate
     from xdeploy.trial import device_of
 
     s, o = source, recipe
-    before = right(NetworkModule(s.network), s.validation_batches(250, limit=SEARCH_SAMPLES))
+    before = right(NetworkModule(s.network), s.validation_batches(AT_ONCE, limit=SEARCH_SAMPLES))
     memory = Memory(s.network)
 
     def evaluate(plan: CompressionPlan) -> float:
-        """Accuracy in percent, less one standard error of its (paired) difference from the float network's."""
+        """Accuracy in percent, less one standard error of its (paired) difference from the float network's.
+
+        A plan that is clearly too far below by part of the samples is not tried on the others.
+        """
         module = FakeQuantModule(apply_plan(s, o, relevance, plan, progress, memory, search=True))
-        after = right(module, s.validation_batches(250, limit=SEARCH_SAMPLES))
-        return 100.0 * float(after.mean() - (after != before).mean() ** 0.5 / len(after) ** 0.5)
+        batches, after = s.validation_batches(AT_ONCE, limit=SEARCH_SAMPLES), np.zeros(0, np.bool_)
+        change = error = 0.0
+        while len(after) < len(before) and change + CLEAR * error >= -o.plan.max_drop:
+            after = np.concatenate([after, right(module, islice(batches, SEARCH_BATCHES))])
+            told = before[: len(after)]
+            change = 100.0 * float(after.mean() - told.mean())
+            error = 100.0 * float((after != told).mean() ** 0.5 / len(after) ** 0.5)
+        return 100.0 * float(before.mean()) + change - error
 
     return allocate(
         s.network, relevance, o.plan, evaluate, 100.0 * float(before.mean()), progress,

@@ -18,12 +18,12 @@ import torch
 from converge import Schedule, converge
 from spoken_digits import prepare
 
-from xdeploy.accuracy import right
 from xdeploy.errors import UsageError
 from xdeploy.files import replacing, sha256, write_text
 from xdeploy.model.demo import demo_data, demo_source
 from xdeploy.model.factory import call_factory
 from xdeploy.model.source import SourceModel, load_source
+from xdeploy.model.top1 import right
 from xdeploy.model.torchmodule import NetworkModule
 from xdeploy.recipe import DataOptions
 

@@ -107,9 +107,9 @@ def work(path: Path) -> dict[str, Any]:
     """Load, score, calibrate and count right answers on all images of `path`, in this process."""
     import torch
 
-    from xdeploy.accuracy import right
     from xdeploy.compress.calibrate import calibrate
     from xdeploy.model.source import load_source
+    from xdeploy.model.top1 import right
     from xdeploy.model.torchmodule import NetworkModule
     from xdeploy.recipe import Recipe
     from xdeploy.relevance import score

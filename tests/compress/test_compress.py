@@ -10,13 +10,14 @@ import torch
 
 from tests.compress.toynets import batches, io_of, plain, residual, task, trained
 from xdeploy.compress.apply import Memory, compress
-from xdeploy.compress.fakequant import FakeQuantModule, accuracy, fake_quantise, through, to_codes
+from xdeploy.compress.fakequant import FakeQuantModule, fake_quantise, through, to_codes
 from xdeploy.compress.integer import BIAS_LIMIT, quantise_layer, requant_shift
 from xdeploy.compress.model import CompressedModel
 from xdeploy.errors import PlanError, UnsupportedError, UsageError
 from xdeploy.formats import QParams, prove_accumulator
 from xdeploy.handover import CompressionPlan, PlanLine, RelevanceMap
 from xdeploy.model.network import Network
+from xdeploy.model.top1 import accuracy
 from xdeploy.model.torchmodule import NetworkModule
 from xdeploy.recipe import CompressOptions, RecoverOptions
 

@@ -13,7 +13,7 @@ from tests.compress.toynets import batches, io_of, plain, residual, task, traine
 from xdeploy.compress.apply import compress
 from xdeploy.compress.compact import FINEST, SIGNIFICANT, bias_shift, compact_bias, compact_scale
 from xdeploy.compress.ecq import EntropyConstraint, constraint_of
-from xdeploy.compress.fakequant import FakeQuantModule, accuracy
+from xdeploy.compress.fakequant import FakeQuantModule
 from xdeploy.compress.masks import Pruning, smallest, zeros_at
 from xdeploy.compress.model import CompressedModel
 from xdeploy.compress.trainable import SCALE_RANGE, TrainableModule
@@ -21,6 +21,7 @@ from xdeploy.errors import PlanError, UsageError
 from xdeploy.formats import QParams
 from xdeploy.handover import CompressionPlan, RelevanceMap
 from xdeploy.model.network import Network
+from xdeploy.model.top1 import accuracy
 from xdeploy.quantise import best_codebook
 from xdeploy.ranking import kept_count, zero_mask
 from xdeploy.recipe import CompressOptions, EcqOptions, RecoverOptions

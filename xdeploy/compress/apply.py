@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from xdeploy.compress.check import check_plan
 from xdeploy.compress.checkpoint import Checkpoint
 from xdeploy.compress.compact import PLAIN, Rules
 from xdeploy.compress.ecq import Rescore, constraint_of
-from xdeploy.compress.fakequant import FakeQuantModule, accuracy
+from xdeploy.compress.fakequant import FakeQuantModule
 from xdeploy.compress.integer import quantise_layer
 from xdeploy.compress.model import CompressedModel, QuantisedWeight
 from xdeploy.compress.normalise import Moments, moments
@@ -26,10 +27,12 @@ from xdeploy.errors import UsageError
 from xdeploy.formats import Float64, QParams
 from xdeploy.handover import CompressionPlan, IoSpec, RelevanceMap
 from xdeploy.model.network import Network
+from xdeploy.model.top1 import accuracy
 from xdeploy.model.torchmodule import NetworkModule
 from xdeploy.quantise import importance
 from xdeploy.recipe import CompressOptions, EcqOptions, RecoverOptions
 
+TRIAL_BATCHES = 4  # of calibration inputs that moments are given back over while a plan is tried
 Inputs = Callable[[], Iterable[Tensor]]  # fresh batches (N, *input shape) at every call
 Train = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # the batches of epoch 0, 1, ..., shuffled and augmented
 Labelled = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # fresh batches of inputs and class numbers (N,)
@@ -87,7 +90,8 @@ def compress(
         rescore: scores a network anew with a numbered draw of samples; used after channels were removed and by ECQx.
             None: the old scores of what is left.
         progress: told (what, done, total) along the way.
-        measure_steps: whether validation accuracy is taken before and after each step.
+        measure_steps: whether validation accuracy is taken before and after each step. Without, this is a trial of a
+            plan, and moments are given back over fewer samples.
         ecq: how codes are assigned in layers whose plan line has a density; None: by nearness, the plan's zeros pruned.
         checkpoint: where the state of fine-tuning is kept after every epoch, and found again; None: nowhere.
         train_steps: batches in an epoch; None: they are counted.
@@ -117,7 +121,8 @@ def compress(
         log.step("recover", FakeQuantModule(model), packed_bytes(model))
     else:
         assigned = ecq is not None and ecq.method != "off"
-        model = _untrained(model, constrain if assigned else None, norms, calibration, rules, log)
+        inputs = calibration if measure_steps else lambda: islice(calibration(), TRIAL_BATCHES)
+        model = _untrained(model, constrain if assigned else None, norms, inputs, rules, log)
     return replace(model, steps=tuple(log.steps))
 
 

@@ -51,11 +51,17 @@ def to_codes(x: Tensor, q: QParams) -> Tensor:
 
 def fake_quantise(x: Tensor, q: QParams) -> Tensor:
     """Real values (float32) of the codes of `x`; gradients pass where x is inside the representable range."""
-    value = (to_codes(x.detach(), q) - q.zero_point) * q.scale
+    steps = x.detach() / q.scale  # a tensor of its own: from here on in place, as memory is what this waits for
+    value = steps.round_().clamp_(-128 - q.zero_point, 127 - q.zero_point).mul_(q.scale)
     if not (torch.is_grad_enabled() and x.requires_grad):
         return value
     low, high = (-128 - q.zero_point) * q.scale, (127 - q.zero_point) * q.scale
     return through(x.clamp(low, high), value)
+
+
+def _clamps_at_zero(q: QParams) -> bool:
+    """Whether quantising does what a relu before it would; its gradient at zero is another."""
+    return q.zero_point == -128 and not torch.is_grad_enabled()
 
 
 def real_params(weight: QuantisedWeight, source: QParams) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
@@ -97,13 +103,14 @@ class FakeQuantModule(nn.Module):
         last = {i: k for k, layer in enumerate(network.layers) for i in layer.inputs}
         live: dict[str, Tensor] = {}
         for k, layer in enumerate(network.layers):
-            y = (
-                x
-                if layer.kind == "input"
-                else self._layer(layer.name, modules[layer.name], [live[i] for i in layer.inputs])
-            )
             q = self.activations.get(layer.name)
             moved = layer.kind in MOVERS and layer.kind != "clip" and self._keeps_codes(layer.inputs)
+            if layer.kind == "input":
+                y = x
+            elif layer.kind == "relu" and not moved and q is not None and _clamps_at_zero(q):
+                y = live[layer.inputs[0]]  # what is below zero is clamped to it anyway
+            else:
+                y = self._layer(layer.name, modules[layer.name], [live[i] for i in layer.inputs])
             live[layer.name] = y if q is None or moved else self._fake_quantise(layer.name, y, q)
             for name in set(layer.inputs) - wanted:
                 if last[name] == k:
@@ -122,13 +129,3 @@ class FakeQuantModule(nn.Module):
         """Int8 codes by layer name, in the model's own layout (N, C, H, W) or (N, F)."""
         found = self.values(x, keep)
         return {n: to_codes(v, self.activations[n]).to(torch.int8).numpy() for n, v in found.items()}
-
-
-@torch.no_grad()
-def accuracy(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, int]:
-    """Top-1 accuracy in percent and the number of samples; the first of equal outputs wins, as on the device."""
-    right = count = 0
-    for x, y in batches:
-        right += int((module(x).flatten(1).argmax(dim=1) == y).sum())
-        count += len(y)
-    return (100.0 * right / count if count else 0.0), count

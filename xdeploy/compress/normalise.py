@@ -32,10 +32,21 @@ from xdeploy.model.torchmodule import NetworkModule
 
 EPS = 1e-5
 MOMENTUM = 0.05  # of the running statistics, which only ECQx's scoring sees: final ones are taken anew
+CONSTANT = 1e-6  # of a channel's mean: what deviates by less is the rounding of one value
 LEAST = 1e-3  # of gamma, to the layer's mean at first and its own later: codes could not follow a negative one
 
 Moments = Mapping[str, tuple[Tensor, Tensor]]  # layer -> mean and standard deviation (O,) of its outputs
 Float32 = NDArray[np.float32]
+
+
+@torch.no_grad()
+def spread(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (O,) of a batch's channels (N, O, ...); the variance of a constant is 0."""
+    over, wide = [0, *range(2, z.dim())], (-1, *[1] * (z.dim() - 2))
+    z = z.float()
+    mean = z.mean(over)  # twice over the values, but on all cores, unlike torch.var_mean
+    var = (z - mean.view(wide)).square_().mean(over)
+    return mean, torch.where(var > (CONSTANT * mean).square(), var, 0.0)
 
 
 class Tally:
@@ -44,10 +55,12 @@ class Tally:
     def __init__(self) -> None:
         self.parts: list[tuple[int, Tensor, Tensor]] = []
 
-    @torch.no_grad()
     def add(self, z: Tensor) -> None:
         """Count a batch (N, O, ...)."""
-        var, mean = torch.var_mean(z, [0, *range(2, z.dim())], correction=0)
+        self.take(z, *spread(z))
+
+    def take(self, z: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Count a batch (N, O, ...) whose `spread` is known."""
         self.parts.append((z.numel() // z.shape[1], mean.double(), var.double()))
 
     def result(self) -> tuple[Tensor, Tensor]:
@@ -88,11 +101,14 @@ class Norm(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Normalise by the batch, or by the running statistics if the batch has but one value per channel."""
+        several = z.numel() > z.shape[1]
         if self.tally is not None:
-            self.tally.add(z)
+            found = spread(z)
+            self.tally.take(z, *found)
+            if several and not torch.is_grad_enabled():
+                return F.batch_norm(z, *found, self.gamma(), self.beta(), False, MOMENTUM, EPS)
         if ranks.is_parted() and torch.is_grad_enabled():
             return self._normalise_whole(z)
-        several = z.numel() > z.shape[1]
         return F.batch_norm(z, self.mean, self.var, self.gamma(), self.beta(), several, MOMENTUM, EPS)
 
     def _normalise_whole(self, z: Tensor) -> Tensor:

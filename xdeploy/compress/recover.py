@@ -22,13 +22,14 @@ from xdeploy.compress.checkpoint import (
 )
 from xdeploy.compress.compact import PLAIN, Rules
 from xdeploy.compress.ecq import Constraint
-from xdeploy.compress.fakequant import FakeQuantModule, accuracy
+from xdeploy.compress.fakequant import FakeQuantModule
 from xdeploy.compress.model import CompressedModel
 from xdeploy.compress.normalise import Moments, moments
 from xdeploy.compress.optimise import Average, Optimiser, Teacher, channels_last, has_bfloat16, loss, squashes
 from xdeploy.compress.trainable import TrainableModule
 from xdeploy.errors import UsageError
 from xdeploy.model.network import Network
+from xdeploy.model.top1 import accuracy
 from xdeploy.recipe import RecoverOptions
 
 Batches = Iterable[tuple[Tensor, Tensor]]
