@@ -12,7 +12,7 @@ from xdeploy.compress.apply import compress, quantise
 from xdeploy.compress.compact import PLAIN, Rules
 from xdeploy.compress.fakequant import FakeQuantModule, fake_quantise
 from xdeploy.compress.learning import NormalisedLayer, new_size
-from xdeploy.compress.normalise import EPS, Norm, Tally, moments
+from xdeploy.compress.normalise import EPS, Norm, Tally, mean_and_variance, moments
 from xdeploy.compress.optimise import Optimiser
 from xdeploy.compress.trainable import Rounded, TrainableModule
 from xdeploy.formats import QParams
@@ -192,3 +192,13 @@ def test_scores_outside_of_their_range_can_come_back():
         bias[1] = -100.0
     torch.nn.functional.cross_entropy(module(TRAIN[0]), TRAIN[1]).backward()
     assert float(bias.grad[1]) < -1e-3
+
+
+def test_a_constant_channel_has_no_variance_and_others_have_their_own():
+    torch.manual_seed(1)
+    z = torch.randn(64, 3, 8, 8)
+    z[:, 1] = 0.1  # has no exact float32 form, so its mean is rounded
+    mean, var = mean_and_variance(z)
+    assert float(var[1]) == 0.0
+    np.testing.assert_allclose(mean, z.double().mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(var, z.double().var((0, 2, 3), correction=0), rtol=1e-5, atol=1e-9)

@@ -40,7 +40,7 @@ Float32 = NDArray[np.float32]
 
 
 @torch.no_grad()
-def spread(z: Tensor) -> tuple[Tensor, Tensor]:
+def mean_and_variance(z: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (O,) of a batch's channels (N, O, ...); the variance of a constant is 0."""
     over, wide = [0, *range(2, z.dim())], (-1, *[1] * (z.dim() - 2))
     z = z.float()
@@ -57,10 +57,10 @@ class Tally:
 
     def add(self, z: Tensor) -> None:
         """Count a batch (N, O, ...)."""
-        self.take(z, *spread(z))
+        self.take(z, *mean_and_variance(z))
 
     def take(self, z: Tensor, mean: Tensor, var: Tensor) -> None:
-        """Count a batch (N, O, ...) whose `spread` is known."""
+        """Count a batch (N, O, ...) whose mean and variance are known."""
         self.parts.append((z.numel() // z.shape[1], mean.double(), var.double()))
 
     def result(self) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ class Norm(nn.Module):
         """Normalise by the batch, or by the running statistics if the batch has but one value per channel."""
         several = z.numel() > z.shape[1]
         if self.tally is not None:
-            found = spread(z)
+            found = mean_and_variance(z)
             self.tally.take(z, *found)
             if several and not torch.is_grad_enabled():
                 return F.batch_norm(z, *found, self.gamma(), self.beta(), False, MOMENTUM, EPS)

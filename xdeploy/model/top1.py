@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from xdeploy.model.spread import spread
+
 AT_ONCE = 64  # samples in a batch: what a layer makes of them then stays within the cache
 
 Labelled = Iterable[tuple[Tensor, Tensor]]  # inputs (N, *input shape) and class numbers (N,)
@@ -19,14 +21,20 @@ def right(module: nn.Module, batches: Labelled, tell: Callable[[int], None] | No
 
     The module is put into evaluation mode, its kernels' channels innermost, as convolutions on CPUs are faster so.
     """
-    rows: list[NDArray[np.bool_]] = []
     module.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with torch.inference_mode():
-        for x, y in batches:
+
+    def judge(batch: tuple[Tensor, Tensor]) -> NDArray[np.bool_]:
+        x, y = batch
+        with torch.inference_mode():
             images = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-            rows.append((module(images).flatten(1).argmax(dim=1) == y).numpy())
-            if tell:
-                tell(sum(map(len, rows)))
+            found: NDArray[np.bool_] = (module(images).flatten(1).argmax(dim=1) == y).numpy()
+        return found
+
+    rows: list[NDArray[np.bool_]] = []
+    for row in spread(judge, batches):
+        rows.append(row)
+        if tell:
+            tell(sum(map(len, rows)))
     return np.concatenate(rows) if rows else np.zeros(0, np.bool_)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from xdeploy.errors import UsageError
 from xdeploy.model.network import Network
+from xdeploy.model.spread import spread
 from xdeploy.model.torchmodule import NetworkModule
 from xdeploy.recipe import RelevanceOptions
 from xdeploy.relevance.heatmaps import heatmaps
@@ -68,10 +69,9 @@ def agreement(a: Network, b: Network, batches: Iterable[Batch], options: Relevan
             f"heat-maps can be compared between networks of the same inputs and classes, got "
             f"{a.input.shape} -> {a.output.shape} and {b.input.shape} -> {b.output.shape}"
         )
-    rows = []
-    for x, y in _labelled(a, batches, options):
-        fixed = replace(options, target="label") if options.target == "predicted" else options
-        rows.append(compare(*(positions(heatmaps(n, x, y, fixed)) for n in (a, b))))
+    fixed = replace(options, target="label") if options.target == "predicted" else options
+    rows = list(spread(lambda xy: compare(*(positions(heatmaps(n, *xy, fixed)) for n in (a, b))),
+                       _labelled(a, batches, options)))  # fmt: skip
     if not rows:
         raise UsageError("comparing explanations needs at least one sample, got none")
     return summary(np.concatenate(rows))
