@@ -50,8 +50,7 @@ def test_an_error_ends_it(threads):
 
     results, seen = spread(work, range(100)), []
     with pytest.raises(ZeroDivisionError, match="third"):
-        for value in results:
-            seen.append(value)
+        seen.extend(results)
     assert seen == [0, 1, 2]
 
 
