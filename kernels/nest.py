@@ -1,7 +1,7 @@
 """Loop nests of TIR blocks as plain data: loops, one store, and for a sum its start and its step.
 
-A block of `Schedule` that is not of this form (several stores, conditions on loops, other types than float32) is no
-nest, and stays as TVM made it.
+A block of `Schedule` that is not of this form (several stores, conditions on loops, sums of another type than float32)
+is no nest, and stays as TVM made it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 _BINARY = frozenset({
     "Add", "Sub", "Mul", "Div", "FloorDiv", "FloorMod", "Mod", "Max", "Min", "EQ", "NE", "LT", "LE", "GT", "GE", "And",
-    "Or",
+    "Or", "LShift", "RShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor",
 })  # fmt: skip  # the node types with `a` and `b`
 
 
@@ -130,9 +130,9 @@ def read(stmt: Any) -> Nest:
         _need(value in extent and int(iterator.iter_type) in (0, 2), "loops that are not the iterators")
         (sums if iterator.iter_type else spatial).append(Loop(iterator.var, extent[value]))
     store = block.body
-    _need(str(store.buffer.dtype) == "float32", "another type than float32")
     nest = Nest(tuple(spatial), tuple(sums), store.buffer, tuple(store.indices), store.value)
     if sums:
+        _need(str(store.buffer.dtype) == "float32", "a sum of another type")
         _need(block.init is not None and kind(block.init) == "BufferStore", "a sum without a start")
         nest = _sum(nest, block.init)
     else:
@@ -200,6 +200,24 @@ def simplifier(loops: Sequence[Loop]) -> Callable[[Any], Any]:
 
 
 # -------------------------------------------------------------------------------------------------------- changing
+def copied(nest: Nest) -> Any:
+    """The buffer that a nest copies element by element, None if it does something else."""
+    same = kind(nest.finish) == "TensorLoad" and _same(nest.finish.indices, nest.indices)
+    source = nest.finish.source if same else None
+    return source if source is not None and [int(n) for n in source.shape] == [int(n) for n in nest.out.shape] else None
+
+
+def reading(nest: Nest, old: Any, new: Any) -> Nest:
+    """The nest with another buffer of the same shape in the place of one that it reads."""
+    from tvm import tirx
+
+    def change(e: Any) -> Any:
+        return tirx.BufferLoad(new, e.indices) if _reads(e, old) else None
+
+    step = None if nest.step is None else rebuild(nest.step, change)
+    return replace(nest, finish=rebuild(nest.finish, change), step=step)
+
+
 def divided(nest: Nest) -> Nest:
     """Loops whose variable is divided by one number become two loops: groups of channels, rows of a flat index."""
     from tvm import tirx

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .nest import Loop, Nest, kind, rebuild, strides, walk, with_values
-from .nesttiles import Tiles, pieces
+from .nesttiles import Tiles, even, pieces
 
 Piece = tuple[int, int, int]  # where, how many times, how large
 
@@ -27,11 +27,12 @@ class Constants:
 
 def emit(nest: Nest, tiles: Tiles, constants: Constants) -> list[Any]:
     """The statements of a nest: a set of loops for every combination of whole and remaining tiles."""
-    cuts = [*tiles.rows, *([tiles.lanes] if tiles.lanes and not tiles.across else [])]
+    cuts = {loop: even(loop.extent, size) for loop, size in tiles.rows}
+    if tiles.lanes is not None and not tiles.across:
+        cuts[tiles.lanes[0]] = pieces(tiles.lanes[0].extent, tiles.lanes[1])
     packed = _pack(nest, tiles, constants)
-    combinations = itertools.product(*(pieces(loop.extent, size) for loop, size in cuts))
-    names = [loop for loop, _ in cuts]
-    return [_Tile(nest, tiles, dict(zip(names, c, strict=True)), packed).loops() for c in combinations]
+    combinations = itertools.product(*cuts.values())
+    return [_Tile(nest, tiles, dict(zip(cuts, c, strict=True)), packed).loops() for c in combinations]
 
 
 # ------------------------------------------------------------------------------------------------------ constants

@@ -68,6 +68,14 @@ def pieces(extent: int, size: int) -> list[tuple[int, int, int]]:
     return [*found, (whole * size, 1, rest)] if rest else found
 
 
+def even(extent: int, size: int) -> list[tuple[int, int, int]]:
+    """The same for tiles of nearly one size, at most this: no small one remains."""
+    count = -(-extent // size)
+    small, larger = divmod(extent, count)
+    found = [(0, larger, small + 1), (larger * (small + 1), count - larger, small)]
+    return [piece for piece in found if piece[1]]
+
+
 def cut(nest: Nest, machine: Machine) -> Tiles:
     """The tiles of a nest."""
     step = nest.finish if nest.step is None else nest.step
@@ -155,4 +163,4 @@ def _rows(
 def _cheapest(extent: int, most: int, cycles: Callable[[int], float]) -> int:
     """The size with the least cycles over the whole loop, the larger of equal ones."""
     sizes = range(max(1, min(extent, most)), 0, -1)
-    return min(sizes, key=lambda size: sum(n * cycles(s) for _, n, s in pieces(extent, size)))
+    return min(sizes, key=lambda size: sum(n * cycles(s) for _, n, s in even(extent, size)))

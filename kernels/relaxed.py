@@ -1,15 +1,17 @@
 """An ONNX model as one plain TIR function: TVM's importer and Relax passes, a generic CPU schedule, no TVM runtime.
 
-Relax leaves a chain of calls of small TIR functions. Each is scheduled, flattened and put behind the other in one
-function over raw pointers: inputs, constants and one pointer into the workspace for each tensor between two loops.
-Intermediate tensors do not share memory, as all pointers are promised not to overlap.
+Relax leaves a chain of calls of small TIR functions. Each is tiled, flattened and put behind the other in one function
+over raw pointers: the workspace, inputs and constants. Pointers are promised not to overlap, so tensors between two
+functions, which share memory, are views of the one pointer to the workspace.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +20,20 @@ from numpy.typing import NDArray
 from xdeploy.errors import UnsupportedError
 from xdeploy.files import quiet_stderr
 from xdeploy.kernel import Arg
+from xdeploy.memory import Buffer, plan_memory
 
 from .nestcode import Constants
 from .nesttiles import Machine
 from .tiled import tiled
 
 LINE = 64  # bytes: where tensors begin in the workspace
+_FLOAT = 4  # bytes
+# channels last, and output channels last in weights: both lie side by side for the lanes of a register
+_LAYOUTS = {
+    "relax.nn.conv1d": ["NWC", "WIO"],
+    "relax.nn.conv2d": ["NHWC", "HWIO"],
+    "relax.nn.conv3d": ["NDHWC", "DHWIO"],
+}
 CHEAP = 8  # operations per element that are repeated rather than stored; more would multiply in chains of functions
 
 
@@ -73,7 +83,7 @@ def _relax(model: Any) -> Any:
 
     x = relax.transform
     steps = [
-        x.ConvertLayout({"relax.nn.conv2d": ["NHWC", "HWIO"]}), x.Normalize(), x.FoldConstant(),
+        x.ConvertLayout(_LAYOUTS), x.Normalize(), x.FoldConstant(),
         x.FastMathTransform(),  # exp, tanh and erf as polynomials: they vectorise, and need no library
         x.LegalizeOps(), x.AnnotateTIROpPattern(), x.FoldConstant(), x.FuseOps(), x.FuseTIR(), x.DeadCodeElimination(),
     ]  # fmt: skip
@@ -130,12 +140,14 @@ class _Chain:
 
     machine: Machine
     params: list[Any] = field(default_factory=list)
-    args: list[Arg] = field(default_factory=list)
+    args: list[Arg] = field(default_factory=list)  # without those of tensors that share memory
     body: list[Any] = field(default_factory=list)
     consts: dict[str, NDArray[Any]] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)  # by key, used or not
     known: dict[str, Any] = field(default_factory=dict)  # key of a tensor -> its pointer
-    workspace: int = 0
+    shared: dict[str, tuple[int, list[int]]] = field(default_factory=dict)  # bytes, first and last piece with it
+    pieces: int = 0
+    workspace: int = 0  # bytes of the other part
     operations: float = 0.0
 
     def run(self, module: Any, before: str, after: str) -> Flat:
@@ -152,7 +164,14 @@ class _Chain:
         merged = PrimFunc(self.params, SeqStmt(self.body), None, None).with_attr("global_symbol", "kernel")
         lines = [line for line in merged.script().splitlines() if not line.startswith("#")]
         text = "\n".join(lines).strip().replace("def kernel(", "def {symbol}(", 1) + "\n"
-        return Flat(text, tuple(self.args), self.consts, self.workspace, self.operations)
+        layout = plan_memory(
+            [Buffer(name, size, first, last) for name, (size, (first, last)) in self.shared.items()], LINE
+        )
+        behind = (replace(a, value=layout.arena + a.value) if a.kind == "workspace" else a for a in self.args)
+        text = _in_one_place(text, {name: at // _FLOAT for name, at in layout.offsets.items()})
+        return Flat(
+            text, (Arg("workspace"), *behind), self.consts, layout.arena + self.workspace, self.operations
+        )  # fmt: skip
 
     def bound(self, module: Any, binding: Any, tensors: Sequence[tuple[Any, Any]], name: str) -> Any:
         """Add what one Relax binding computes; gives the key of its value, or a list of keys of a tuple."""
@@ -193,6 +212,7 @@ class _Chain:
         from tvm.s_tir.analysis import estimate_tir_flops
 
         self.operations += float(estimate_tir_flops(function.body))
+        self.pieces += 1
         inlined = _inlined(function)
         names = dict(zip((p.name for p in inlined.params), keys, strict=True))
         packed = dict[str, Any]()  # by name of their buffer
@@ -216,22 +236,41 @@ class _Chain:
             self.body.append(s)
 
     def pointer(self, key: str, buffer: Any) -> Any:
-        """The parameter that points to a tensor; a tensor of the workspace is placed when it is first seen."""
+        """The parameter that points to a tensor; a tensor of the workspace is placed when all have been seen."""
         from tvm.tirx import Var
 
-        if key not in self.known:
-            kind, _, name = key.partition(":")
-            args = {"input": Arg("input"), "output": Arg("output"), "c": Arg("const", name=name)}
-            arg = args.get(kind) or Arg("workspace", value=self.workspace)
-            if kind == "c":
-                self.consts[name] = _bits(self.arrays[key])
-            if kind == "w":
-                size = int(np.prod([int(n) for n in buffer.shape])) * np.dtype(str(buffer.dtype)).itemsize
-                self.workspace += -(-size // LINE) * LINE
-            self.known[key] = Var(f"p{len(self.params)}", buffer.data.ty)
-            self.params.append(self.known[key])
-            self.args.append(arg)
-        return self.known[key]
+        if key in self.known:
+            variable = self.known[key]
+            if variable.name in self.shared:
+                self.shared[variable.name][1][1] = self.pieces
+            return variable
+        kind, _, name = key.partition(":")
+        variable = self.known[key] = Var(f"p{len(self.params)}", buffer.data.ty)
+        self.params.append(variable)
+        if kind == "c":
+            self.consts[name] = _bits(self.arrays[key])
+        if kind != "w":
+            self.args.append({"input": Arg("input"), "output": Arg("output")}.get(kind) or Arg("const", name=name))
+            return variable
+        size = math.prod(int(n) for n in buffer.shape) * np.dtype(str(buffer.dtype)).itemsize
+        if str(buffer.dtype) == "float32":
+            self.shared[variable.name] = size, [self.pieces, self.pieces]
+        else:
+            self.args.append(Arg("workspace", value=self.workspace))
+            self.workspace += -(-size // LINE) * LINE
+        return variable
+
+
+def _in_one_place(text: str, offsets: Mapping[str, int]) -> str:
+    """The function with one pointer for the tensors whose offsets (in floats) are given, as its first parameter."""
+    kept = re.sub(r"\b(p\d+): T\.handle\([^()]*\)(, )?", lambda m: "" if m[1] in offsets else m[0], text)
+    kept = kept.replace("def {symbol}(", 'def {symbol}(workspace: T.handle("float32", "global"), ', 1)
+
+    def placed(found: re.Match[str]) -> str:
+        at = offsets.get(found[1])
+        return found[0] if at is None else f"data=workspace, elem_offset={at}"
+
+    return re.sub(r"\bdata=(p\d+)\b", placed, kept).replace(", ):", "):", 1)
 
 
 def _look_up(tensors: Sequence[tuple[Any, Any]], variable: Any) -> Any:

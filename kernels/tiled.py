@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .nest import Nest, NoNestError, divided, joined, kind, read
+from .nest import Nest, NoNestError, copied, divided, joined, kind, read, reading
 from .nestcode import Constants, emit
 from .nesttiles import Machine, cut
 
@@ -22,7 +22,9 @@ def tiled(function: Any, machine: Machine, constants: Constants) -> Any:
     from tvm.s_tir import SBlock, SBlockRealize
 
     root = function.body.block
-    parts = _joined([_read(s) for s in (root.body.seq if kind(root.body) == "SeqStmt" else [root.body])])
+    parts = [_read(s) for s in (root.body.seq if kind(root.body) == "SeqStmt" else [root.body])]
+    if all(isinstance(p, Nest) for p in parts):
+        parts = _joined(_without_copies(parts, root.alloc_buffers))
     body = list[Any]()
     for part in parts:
         body += emit(part, cut(part, machine), constants) if isinstance(part, Nest) else [part]
@@ -46,10 +48,17 @@ def _used(parts: Sequence[Any]) -> list[Any] | None:
     return [b for p in parts for b in (p.out, *(buffer for buffer, _ in p.accesses()))]
 
 
-def _joined(parts: list[Any]) -> list[Any]:
+def _without_copies(parts: list[Nest], inner: Sequence[Any]) -> list[Nest]:
+    """Readers of a copy, as the padding of a convolution without any, read what was copied."""
+    for part in parts:
+        source = copied(part)
+        if source is not None and any(part.out.same_as(b) for b in inner):
+            parts = [reading(p, part.out, source) for p in parts if not p.out.same_as(part.out)]
+    return parts
+
+
+def _joined(parts: list[Nest]) -> list[Nest]:
     """Sums whose only reader is a function of them become one nest, at the reader's place."""
-    if _used(parts) is None:
-        return parts
     for first in [p for p in parts if p.sums]:
         readers = [p for p in parts if any(b.same_as(first.out) for b, _ in p.accesses())]
         if len(readers) == 1 and first in parts:
