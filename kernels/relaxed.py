@@ -8,6 +8,7 @@ functions, which share memory, are views of the one pointer to the workspace.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,13 +62,13 @@ def flatten(model: bytes, before: str, after: str, machine: Machine) -> Flat:
         UnsupportedError: TVM's importer or a pass refuses it, with what it said.
     """
     try:
-        import onnx
+        import onnx  # noqa: F401
         import tvm  # noqa: F401
     except ImportError as error:
         raise UnsupportedError(f"a float part needs the Python packages onnx and apache-tvm: {error}") from None
     try:
         with quiet_stderr():
-            return _Chain(machine).run(_relax(onnx.load_model_from_string(model)), before, after)
+            return _Chain(machine).run(_relax(model), before, after)
     except UnsupportedError:
         raise
     except Exception as error:  # TVM raises many types, among them bare Exception
@@ -75,8 +76,10 @@ def flatten(model: bytes, before: str, after: str, machine: Machine) -> Flat:
         raise UnsupportedError(f"TVM cannot compile the float part: {said.strip()[:300]}") from None
 
 
-def _relax(model: Any) -> Any:
+@functools.lru_cache(maxsize=32)
+def _relax(model: bytes) -> Any:
     """The imported module after legalisation and fusion: `main` calls TIR functions only."""
+    import onnx
     import tvm
     from tvm import relax
     from tvm.relax.frontend.onnx import from_onnx
@@ -87,7 +90,7 @@ def _relax(model: Any) -> Any:
         x.FastMathTransform(),  # exp, tanh and erf as polynomials: they vectorise, and need no library
         x.LegalizeOps(), x.AnnotateTIROpPattern(), x.FoldConstant(), x.FuseOps(), x.FuseTIR(), x.DeadCodeElimination(),
     ]  # fmt: skip
-    return tvm.ir.transform.Sequential(steps)(from_onnx(model, keep_params_in_input=False))
+    return tvm.ir.transform.Sequential(steps)(from_onnx(onnx.load_model_from_string(model), keep_params_in_input=False))
 
 
 # ------------------------------------------------------------------------------------------------- schedule
@@ -231,7 +234,7 @@ class _Chain:
         for s in flat.body.seq if isinstance(flat.body, tirx.SeqStmt) else [flat.body]:
             if isinstance(s, tirx.DeclBuffer) and getattr(s.data, "args", None):
                 s = tirx.DeclBuffer(s.buffer, data=self.pointer(names[s.data.args[0].name], s.buffer))
-            elif isinstance(s, tirx.AllocBuffer):
+            elif isinstance(s, tirx.AllocBuffer) and s.buffer.scope() != "local":  # sums stay in registers
                 s = tirx.DeclBuffer(s.buffer, data=self.pointer(f"w:a{len(self.params)}", s.buffer))
             self.body.append(s)
 
