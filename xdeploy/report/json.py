@@ -14,7 +14,7 @@ from typing import Any
 from xdeploy import __version__
 from xdeploy.errors import UsageError
 from xdeploy.files import read_json
-from xdeploy.handover import Measurement, RelevanceMap, quantity
+from xdeploy.handover import How, Measurement, RelevanceMap, quantity
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual, macs
 from xdeploy.lir.rows import origin
@@ -59,11 +59,7 @@ def collect(folder: Path) -> dict[str, Any]:
         },
         "onnx": accuracy["onnx"],
         "relevance": relevance and _relevance(relevance, accuracy),
-        "fallback": [
-            {"node": n.name, "ops": list(n.attrs["ops"]), "nodes": list(n.attrs["nodes"])}
-            for n in graph.nodes
-            if n.op == "float"
-        ],
+        "fallback": [_fallback(n, targets) for n in graph.nodes if n.op == "float"],
         "layers": _layers(graph, relevance.share() if relevance else {}, source, targets),
         "targets": {name: value["summary"] for name, value in targets.items()},
         "recipe": run["request"].get("recipe", {}),
@@ -75,6 +71,19 @@ def collect(folder: Path) -> dict[str, Any]:
         "provenance": provenance(folder, run, list(targets)),
     }
     return {**document, "points": points(document), "front": front(folder)}
+
+
+def _fallback(node: Node, targets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A part in float: its nodes, and by target what share of an inference it is, of time or else of instructions."""
+    share = {}
+    for name, target in targets.items():
+        timed = bool(target["times"])
+        by = target["times"] if timed else target["counts"]
+        if node.name in by:
+            part, of = round(by[node.name] / sum(by.values()), 4), "time" if timed else "instructions"
+            how: How = "measured" if timed else "emulated"
+            share[name] = quantity(part, "1", how, note=f"of the {of} of an inference")
+    return {"node": node.name, "ops": list(node.attrs["ops"]), "nodes": list(node.attrs["nodes"]), "share": share}
 
 
 def _relevance(relevance: RelevanceMap, accuracy: Mapping[str, Any]) -> dict[str, Any]:
