@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .nest import Loop, Nest, kind, rebuild, strides, walk, with_values
-from .nesttiles import Tiles, even, pieces
+from .nesttiles import Tiles, even, lapped, pieces
 
 Piece = tuple[int, int, int]  # where, how many times, how large
 
@@ -29,7 +29,7 @@ def emit(nest: Nest, tiles: Tiles, constants: Constants) -> list[Any]:
     """The statements of a nest: a set of loops for every combination of whole and remaining tiles."""
     cuts = {loop: even(loop.extent, size) for loop, size in tiles.rows}
     if tiles.lanes is not None and not tiles.across:
-        cuts[tiles.lanes[0]] = pieces(tiles.lanes[0].extent, tiles.lanes[1])
+        cuts[tiles.lanes[0]] = lapped(tiles.lanes[0].extent, tiles.lanes[1])
     packed = _pack(nest, tiles, constants)
     combinations = itertools.product(*cuts.values())
     return [_Tile(nest, tiles, dict(zip(cuts, c, strict=True)), packed).loops() for c in combinations]
@@ -76,7 +76,7 @@ def _ordered(
     places = np.array([steps[x.var] for x in order]) @ grid
     whole = flat[places].reshape(-1, lanes.extent)
     blocks = [whole[:, start + k * size : start + (k + 1) * size].reshape(-1)
-              for start, count, size in pieces(lanes.extent, width) for k in range(count)]  # fmt: skip
+              for start, count, size in lapped(lanes.extent, width) for k in range(count)]  # fmt: skip
     return np.concatenate(blocks)
 
 
@@ -206,7 +206,8 @@ class _Tile:
         block, inside, size = self.around[self.tiles.order.index(self.loop)][0], _int(0), 1
         for x in pack.loops:
             inside, size = inside * x.extent + values[x.var], size * x.extent
-        return tirx.BufferLoad(pack.buffer, [(block * size + inside) * width + start * size + lane])
+        before = start and self.loop.extent // self.pitch * self.pitch * size  # whole blocks
+        return tirx.BufferLoad(pack.buffer, [(block * size + inside) * width + before + lane])
 
 
 def _int(value: int) -> Any:

@@ -68,6 +68,15 @@ def pieces(extent: int, size: int) -> list[tuple[int, int, int]]:
     return [*found, (whole * size, 1, rest)] if rest else found
 
 
+def lapped(extent: int, size: int) -> list[tuple[int, int, int]]:
+    """The same, but what remains is a multiple of LEAST, some of which was done before: odd vectors are slow."""
+    whole, rest = divmod(extent, size)
+    if not whole or not rest:
+        return pieces(extent, size)
+    last = -(-rest // LEAST) * LEAST
+    return [(0, whole, size), (extent - last, 1, last)]
+
+
 def even(extent: int, size: int) -> list[tuple[int, int, int]]:
     """The same for tiles of nearly one size, at most this: no small one remains."""
     count = -(-extent // size)
@@ -86,7 +95,7 @@ def cut(nest: Nest, machine: Machine) -> Tiles:
         across = lanes is not None
     if not nest.sums:
         size = None if lanes is None else (lanes, min(WIDE, lanes.extent))
-        return Tiles(size, False, (), nest.spatial, ())
+        return Tiles(size, False, (), nest.spatial if lanes else _near(nest, read), ())
     others = [x for x in nest.spatial if x is not lanes]
     shared = {x.var: _shared(x, lanes, read) for x in others}
     ranked = sorted(others, key=lambda x: (shared[x.var], nest.spatial.index(x)), reverse=True)
@@ -97,6 +106,14 @@ def cut(nest: Nest, machine: Machine) -> Tiles:
     lead = next((s for s in read if lanes is not None and s[lanes.var]), read[0] if read else {})
     sums = tuple(sorted(nest.sums, key=lambda x: -(lead.get(x.var) or 0)))
     return Tiles(None if lanes is None else (lanes, width), across, rows, order, sums)
+
+
+def _near(nest: Nest, read: Sequence[_Strides]) -> tuple[Loop, ...]:
+    """The loops of a transposition in the order that stays within the first cache: large steps outside."""
+    steps = [*read, strides(nest, nest.out, nest.indices)]
+    if any(s[x.var] is None for s in steps for x in nest.spatial):
+        return nest.spatial
+    return tuple(sorted(nest.spatial, key=lambda x: -sum(s[x.var] or 0 for s in steps)))
 
 
 def _power(extent: int) -> int:

@@ -112,8 +112,17 @@ def _inline(schedule: Any, block: Any) -> None:
 
     readers = schedule.get_consumers(block)
     cheap = estimate_tir_flops(schedule.get(block).body) <= CHEAP
-    if cheap and len(readers) == 1 and all(_pure(schedule, b) for b in (block, *readers)):
+    if cheap and len(readers) == 1 and _pure(schedule, block) and _once(schedule, block, readers[0]):
         schedule.compute_inline(block)
+
+
+def _once(schedule: Any, block: Any, reader: Any) -> bool:
+    """Whether a function reads it, or a sum that goes through every element once."""
+
+    def turns(of: Any) -> int:
+        return math.prod(int(v.dom.extent) for v in schedule.get(of).iter_vars)
+
+    return _pure(schedule, reader) or turns(block) == turns(reader)
 
 
 def _pure(schedule: Any, block: Any) -> bool:

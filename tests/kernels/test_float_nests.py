@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import helper
-from xdeploy.kernels.nesttiles import Machine, even, pieces
+from xdeploy.kernels.nesttiles import Machine, even, lapped, pieces
 from xdeploy.kernels.relaxed import flatten
 
 from tests.kernels import harness
@@ -117,6 +117,16 @@ def test_pieces_cover_a_loop_once(parts: Callable[[int, int], list[tuple[int, in
             found = [s + k * n + i for s, count, n in parts(extent, size) for k in range(count) for i in range(n)]
             assert found == list(range(extent))
             assert max(n for _, _, n in parts(extent, size)) <= size
+
+
+def test_lapped_pieces_end_with_the_loop() -> None:
+    for extent in range(1, 70):
+        for size in (4, 16, 32, extent):
+            *_, (start, count, last) = lapped(extent, size)
+            done = {s + k * n + i for s, times, n in lapped(extent, size) for k in range(times) for i in range(n)}
+            assert done == set(range(extent))
+            assert start + count * last == extent
+            assert last % 4 == 0 or last == extent or extent < size
 
 
 def test_memory_and_constants_are_those_of_any_machine() -> None:
