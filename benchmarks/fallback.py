@@ -221,9 +221,10 @@ def main() -> None:
     args = parser.parse_args()
     known = models(args.shared)
     document: dict[str, Any] = read_json(RESULT, SCHEMA) if RESULT.exists() else {"schema": SCHEMA, "rows": []}
+    place = {"commit": commit(ROOT), "environment": environment()}  # before results change the checkout
     for name in args.only or known:
         row = measure(name, known[name](), args.output, args.rounds)
-        row |= {"commit": commit(ROOT), "environment": environment()}
+        row |= place
         document["rows"] = [*(r for r in document["rows"] if r["network"] != name), row]
         write_json(RESULT, document)
         print(told(row), flush=True)
