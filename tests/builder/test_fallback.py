@@ -52,6 +52,17 @@ def test_built_and_run_on_host_and_cortex_a(body: str, tmp_path: Path) -> None:
     HostRunner(Artifact.load(package)).selftest()
 
 
+def test_a_whole_network_in_float(tmp_path: Path) -> None:
+    """No layer has integer weights: the report has no ratio of their bytes, and names every part's share."""
+    path = net(norm, tmp_path / "net.onnx")
+    words = [w for name in ("first", "norm", "second") for w in ("--fallback", name)]
+    assert _build(path, "--target", "x86-64", *words) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["weights"]["ratio_to_float"]["value"] is None
+    assert [part["ops"] for part in report["fallback"]] == [["Conv"], ["InstanceNormalization"], ["Conv"]]
+    assert sum(part["share"]["x86-64"]["value"] for part in report["fallback"]) == pytest.approx(1, abs=2e-4)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -45,6 +45,7 @@ def collect(folder: Path) -> dict[str, Any]:
     relevance = RelevanceMap.load(folder / "relevance.npz") if scored else None
     targets = {name: _target(folder / name) for name in run["request"].get("targets", [])}
     packed = sum(_weight_bytes(node) for node in graph.nodes)
+    floats = source["model"]["float_bytes"]["value"]  # 0: all layers with weights stay in float
     document = {
         "schema": SCHEMA,
         "tool": {"name": "xdeploy", "version": __version__},
@@ -55,7 +56,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "weights": {
             "packed_bytes": quantity(packed, "byte", "measured", note="codes, codebooks, multipliers and biases"),
             "coded_bytes": _coded_bytes(folder / "model.xdc"),
-            "ratio_to_float": quantity(packed / source["model"]["float_bytes"]["value"], "1", "measured"),
+            "ratio_to_float": quantity(packed / floats if floats else None, "1", "measured"),
         },
         "onnx": accuracy["onnx"],
         "relevance": relevance and _relevance(relevance, accuracy),
