@@ -55,7 +55,7 @@ def _pack(nest: Nest, tiles: Tiles, constants: Constants) -> list[_Pack]:
         if array is None:
             continue
         steps = strides(nest, load.source, load.indices)
-        if steps[loop.var] != 1 or None in steps.values() or any(steps[x.var] for x, _ in tiles.rows):
+        if steps[loop.var] != 1 or None in steps.values() or any(steps[x.var] for x in tiles.apart):
             continue
         loops = tuple(x for x in (*tiles.order, *tiles.sums) if x is not loop and steps[x.var])
         found.append(_Pack(load, constants.add(_ordered(array, load, steps, loops, loop, width)), loops))

@@ -19,6 +19,7 @@ COLUMNS = 16  # lanes of a tile with rows, the same on every machine, as constan
 WIDE = 32  # without rows
 LEAST = 4  # shorter loops are not worth lanes
 MOST_ROWS = 12
+_DEEP = 2  # loops whose turns are rows
 _SPARE = 2  # registers for what is read
 _LATENCY, _TILE = 4.0, 16.0  # cycles: from one product to the next on the same sum; to begin and end a tile
 _Strides = dict[Any, int | None]
@@ -51,7 +52,8 @@ class Tiles:
     """The cut.
 
     lanes: loop and width, None: one element at once. across: the lanes are turns of a sum. rows: loops and sizes.
-    order: the spatial loops from the outside in; sums: those of the sum.
+    order: the spatial loops from the outside in; sums: those of the sum. apart: loops that are rows on some machine.
+    All but the rows and whether the lanes' loop is outermost is equal on all machines.
     """
 
     lanes: tuple[Loop, int] | None
@@ -59,6 +61,7 @@ class Tiles:
     rows: tuple[tuple[Loop, int], ...]
     order: tuple[Loop, ...]
     sums: tuple[Loop, ...]
+    apart: tuple[Loop, ...] = ()
 
 
 def pieces(extent: int, size: int) -> list[tuple[int, int, int]]:
@@ -98,14 +101,14 @@ def cut(nest: Nest, machine: Machine) -> Tiles:
         return Tiles(size, False, (), nest.spatial if lanes else _near(nest, read), ())
     others = [x for x in nest.spatial if x is not lanes]
     shared = {x.var: _shared(x, lanes, read) for x in others}
-    ranked = sorted(others, key=lambda x: (shared[x.var], nest.spatial.index(x)), reverse=True)
+    ranked = sorted(others, key=lambda x: (shared[x.var], nest.spatial.index(x)), reverse=True)[:_DEEP]
     width = 1 if lanes is None else _power(lanes.extent) if across else min(COLUMNS if ranked else WIDE, lanes.extent)
-    rows = _rows(nest, ranked[:2], read, lanes, width, machine)
+    rows = _rows(nest, ranked, read, lanes, width, machine)
     first = not across and lanes is not None and any(shared[x.var] for x, _ in rows)
     order = nest.spatial if not first or lanes is None else (lanes, *others)
     lead = next((s for s in read if lanes is not None and s[lanes.var]), read[0] if read else {})
     sums = tuple(sorted(nest.sums, key=lambda x: -(lead.get(x.var) or 0)))
-    return Tiles(None if lanes is None else (lanes, width), across, rows, order, sums)
+    return Tiles(None if lanes is None else (lanes, width), across, rows, order, sums, tuple(ranked))
 
 
 def _near(nest: Nest, read: Sequence[_Strides]) -> tuple[Loop, ...]:

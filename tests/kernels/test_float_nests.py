@@ -33,6 +33,7 @@ SHAPES: dict[str, Callable[[], bytes]] = {
     "conv_stride": lambda: conv(ODD, (1, 5, 4, 7), (7, 6, 5, 3), pads=[2, 1, 1, 0], strides=[2, 3]),
     "conv_dilated": lambda: conv(ODD, (1, 7, 13, 37), (37, 6, 3, 3), pads=[0, 2, 0, 2], dilations=[2, 2]),
     "conv_groups": lambda: conv(ODD, (1, 11, 13, 20), (20, 3, 1, 1), group=2),
+    "conv_points": lambda: conv((1, 1, 1, 24), (1, 1, 1, 30), (30, 8, 1, 1), group=3),
     "conv_depthwise": lambda: conv((1, 7, 9, 21), (1, 7, 9, 21), (21, 1, 3, 3), pads=[1, 1, 1, 1], group=21),
     "conv_multiplied": lambda: conv(ODD, (1, 11, 13, 18), (18, 1, 3, 3), pads=[1, 1, 1, 1], group=6),
     "conv_sequence": lambda: model(one("Conv", "w", pads=[2, 1]), (1, 5, 29), (1, 19, 28), w=f32(19, 5, 5) / 5),
