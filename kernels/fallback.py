@@ -18,6 +18,7 @@ from xdeploy.lir.floating import float_model
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.target import Target
 
+from .nesttiles import PLAIN, Machine
 from .relaxed import Flat, flatten
 
 _BEFORE = """\
@@ -44,36 +45,41 @@ def _border(text: str, shape: tuple[int, ...], scale: float, zero: int) -> str:
     """Fill one of the texts for a tensor of the model (1, *shape); both need at least two axes to be a grid."""
     wide = (1, *shape)
     loops, index = ([f"{stem}{k}" for k in range(len(wide))] for stem in "iv")
-    at = "0"
+    at = "T.int64(0)"
     for name, size in zip(index, wide, strict=True):
-        at = f"({at}) * {size} + {name}"
+        at = f"({at}) * T.int64({size}) + {name}"
     return text.format(
-        count=int(np.prod(shape)), shape=wide, loops=", ".join(loops), sizes=", ".join(map(str, wide)),
+        count=int(np.prod(shape)), shape=wide, loops=", ".join(loops), sizes=", ".join(f"T.int64({n})" for n in wide),
         index=", ".join(index), kinds="S" * len(wide), at=at, zero=float(zero), scale=repr(float(np.float32(scale))),
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)
 def _compiled(
-    model: bytes, given: tuple[int, ...], result: tuple[int, ...], scales: tuple[float, float], zeros: tuple[int, int]
+    model: bytes,
+    given: tuple[int, ...],
+    result: tuple[int, ...],
+    scales: tuple[float, float],
+    zeros: tuple[int, int],
+    machine: Machine = PLAIN,
 ) -> Flat:
     before = _border(_BEFORE, given, scales[0], zeros[0])
-    return flatten(model, before, _border(_AFTER, result, scales[1], zeros[1]))
+    return flatten(model, before, _border(_AFTER, result, scales[1], zeros[1]), machine)
 
 
-def _flat(graph: LoweredGraph, node: Node) -> Flat:
+def _flat(graph: LoweredGraph, node: Node, machine: Machine = PLAIN) -> Flat:
     a = node.attrs
     given, result = graph.tensors[node.inputs[0]].shape, graph.tensors[node.output].shape
     try:
         return _compiled(
-            float_model(node), given, result, (a["in_scale"], a["out_scale"]), (a["in_zero"], a["out_zero"])
+            float_model(node), given, result, (a["in_scale"], a["out_scale"]), (a["in_zero"], a["out_zero"]), machine
         )
     except UnsupportedError as error:
         raise UnsupportedError(f"{node.name} ({', '.join(a['ops'])}): {error.message}", hint=error.hint) from None
 
 
 def _emit(graph: LoweredGraph, node: Node, target: Target) -> Code:
-    flat = _flat(graph, node)
+    flat = _flat(graph, node, Machine.of(target))
     return Code("tir", flat.text, flat.args)
 
 

@@ -34,12 +34,33 @@ def test_built_and_run_on_host_and_cortex_a(body: str, tmp_path: Path) -> None:
     assert {t["kernel"] for t in row["targets"].values()} == {"float_f32_-_1x1__hosted"}
     assert row["targets"]["cortex-a72"]["instructions"]["value"] > 0
     assert report["fallback"][0]["node"] == row["origin"]
+    share = report["fallback"][0]["share"]
+    assert {(t, q["how"]) for t, q in share.items()} == {("x86-64", "measured"), ("cortex-a72", "emulated")}
+    counts = [x["targets"]["cortex-a72"]["instructions"]["value"] for x in report["layers"]]
+    own = row["targets"]["cortex-a72"]["instructions"]["value"]
+    assert (
+        own / sum(counts) * 0.9 < share["cortex-a72"]["value"] <= round(own / sum(counts), 4)
+    )  # the executor's besides
+    assert 0 < share["x86-64"]["value"] < 1
+    told = (tmp_path / "out/report.md").read_text()
+    assert f"on cortex-a72 {100 * share['cortex-a72']['value']:.1f} % of the instructions of an inference" in told
     package = tmp_path / "out/x86-64"
     assert "target_link_libraries(xd_net PUBLIC m)" in (package / "CMakeLists.txt").read_text()
     from xdeploy.bench.host import HostRunner
     from xdeploy.handover import Artifact
 
     HostRunner(Artifact.load(package)).selftest()
+
+
+def test_a_whole_network_in_float(tmp_path: Path) -> None:
+    """No layer has integer weights: the report has no ratio of their bytes, and names every part's share."""
+    path = net(norm, tmp_path / "net.onnx")
+    words = [w for name in ("first", "norm", "second") for w in ("--fallback", name)]
+    assert _build(path, "--target", "x86-64", *words) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["weights"]["ratio_to_float"]["value"] is None
+    assert [part["ops"] for part in report["fallback"]] == [["Conv"], ["InstanceNormalization"], ["Conv"]]
+    assert sum(part["share"]["x86-64"]["value"] for part in report["fallback"]) == pytest.approx(1, abs=2e-4)
 
 
 @pytest.mark.parametrize(

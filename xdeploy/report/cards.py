@@ -82,7 +82,8 @@ def _sampling(quantity: Quantity) -> str:
 def _bytes(report: Mapping[str, Any]) -> list[str]:
     before, weights = report["model"]["float_bytes"], report["weights"]
     packed, ratio, coded = weights["packed_bytes"], weights["ratio_to_float"], weights["coded_bytes"]
-    lines = (f"before: {amount(before)} as float32 ({before['how']})", f"× {ratio['value']:.3f}; {packed['how']}")
+    times = f"× {ratio['value']:.3f}; " if ratio["value"] is not None else ""
+    lines = (f"before: {amount(before)} as float32 ({before['how']})", f"{times}{packed['how']}")
     found = [card("weights on the device", amount(packed), *lines)]
     if coded:
         found.append(card("the model as a file", amount(coded), f"entropy-coded, all counted; {coded['how']}"))

@@ -14,7 +14,7 @@ from typing import Any
 from xdeploy import __version__
 from xdeploy.errors import UsageError
 from xdeploy.files import read_json
-from xdeploy.handover import Measurement, RelevanceMap, quantity
+from xdeploy.handover import How, Measurement, RelevanceMap, quantity
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual, macs
 from xdeploy.lir.rows import origin
@@ -45,6 +45,7 @@ def collect(folder: Path) -> dict[str, Any]:
     relevance = RelevanceMap.load(folder / "relevance.npz") if scored else None
     targets = {name: _target(folder / name) for name in run["request"].get("targets", [])}
     packed = sum(_weight_bytes(node) for node in graph.nodes)
+    floats = source["model"]["float_bytes"]["value"]  # 0: all layers with weights stay in float
     document = {
         "schema": SCHEMA,
         "tool": {"name": "xdeploy", "version": __version__},
@@ -55,15 +56,11 @@ def collect(folder: Path) -> dict[str, Any]:
         "weights": {
             "packed_bytes": quantity(packed, "byte", "measured", note="codes, codebooks, multipliers and biases"),
             "coded_bytes": _coded_bytes(folder / "model.xdc"),
-            "ratio_to_float": quantity(packed / source["model"]["float_bytes"]["value"], "1", "measured"),
+            "ratio_to_float": quantity(packed / floats if floats else None, "1", "measured"),
         },
         "onnx": accuracy["onnx"],
         "relevance": relevance and _relevance(relevance, accuracy),
-        "fallback": [
-            {"node": n.name, "ops": list(n.attrs["ops"]), "nodes": list(n.attrs["nodes"])}
-            for n in graph.nodes
-            if n.op == "float"
-        ],
+        "fallback": [_fallback(n, targets) for n in graph.nodes if n.op == "float"],
         "layers": _layers(graph, relevance.share() if relevance else {}, source, targets),
         "targets": {name: value["summary"] for name, value in targets.items()},
         "recipe": run["request"].get("recipe", {}),
@@ -75,6 +72,19 @@ def collect(folder: Path) -> dict[str, Any]:
         "provenance": provenance(folder, run, list(targets)),
     }
     return {**document, "points": points(document), "front": front(folder)}
+
+
+def _fallback(node: Node, targets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A part in float: its nodes, and by target what share of an inference it is, of time or else of instructions."""
+    share = {}
+    for name, target in targets.items():
+        timed = bool(target["times"])
+        by = target["times"] if timed else target["counts"]
+        if node.name in by:
+            part, of = round(by[node.name] / sum(by.values()), 4), "time" if timed else "instructions"
+            how: How = "measured" if timed else "emulated"
+            share[name] = quantity(part, "1", how, note=f"of the {of} of an inference")
+    return {"node": node.name, "ops": list(node.attrs["ops"]), "nodes": list(node.attrs["nodes"]), "share": share}
 
 
 def _relevance(relevance: RelevanceMap, accuracy: Mapping[str, Any]) -> dict[str, Any]:

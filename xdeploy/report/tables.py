@@ -182,8 +182,14 @@ def facts(report: Mapping[str, Any]) -> list[str]:
         lines.append("each integer node fed with ONNX Runtime's own codes: largest difference ")
         lines[-1] += f"{o['node_max_difference']} code (measured)"
     for part in report["fallback"]:
-        lines.append(f"in float, as the recipe allows: {part['node']} ({', '.join(part['ops'])})")
+        lines.append(f"in float, as the recipe allows: {part['node']} ({', '.join(part['ops'])}){_share(part)}")
     return lines
+
+
+def _share(part: Mapping[str, Any]) -> str:
+    """What share of an inference a part in float is, by target."""
+    told = (f"; on {t} {100 * q['value']:.1f} % {q['note']} ({q['how']})" for t, q in part.get("share", {}).items())
+    return "".join(told)
 
 
 def _explanations(relevance: Mapping[str, Any]) -> list[str]:
