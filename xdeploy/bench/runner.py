@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -154,12 +153,15 @@ class Image:
         self.arena = int(self.manifest["arena"]["bytes"])
         self.align = int(self.manifest["arena"]["align"])
         self.level = ""  # of the CPU, where the target has several
+        self._nodes: dict[str, list[dict[str, Any]]] = {}
 
-    @cached_property
+    @property
     def nodes(self) -> list[dict[str, Any]]:
-        """The kernel calls in order, from program.json."""
-        value: list[dict[str, Any]] = read_json(self.artifact.folder / "program.json", "xdeploy.program/1")["nodes"]
-        return value
+        """The kernel calls of the level in order, from its program.json."""
+        if self.level not in self._nodes:
+            name = self._symbols.get("program", "program.json")
+            self._nodes[self.level] = read_json(self.artifact.folder / name, "xdeploy.program/1")["nodes"]
+        return self._nodes[self.level]
 
     @property
     def floats(self) -> list[str]:

@@ -72,7 +72,7 @@ def build(
     with _beside(folder) as part, scratch_folder("build") as scratch:
         program, further = bind_levels(program, graph, target)
         levels = tuple(
-            Package(p, graph, golden, at, provenance, level_assembly(at.isa, _assembly(p, at))) for at, p in further
+            Package(p, graph, golden, at, provenance, level_assembly(at, _assembly(p, at))) for at, p in further
         )
         package = Package(program, graph, golden, target, provenance, _assembly(program, target), levels)
         package.write(part, None)
@@ -169,7 +169,8 @@ def _manifest(
                     "calls": [c.symbol for c in p.calls], "constants": list(p.constants)},
         "sections": bare.sections,
         "flash": {"code": bare.code, "constants": bare.constants, "data": bare.data, "zeros": bare.zeros},
-        "levels": {level.name: {"run": f"{other.name}_run", "calls": [c.symbol for c in other.program.calls]}
+        "levels": {level.name: {"run": f"{other.name}_run", "calls": [c.symbol for c in other.program.calls],
+                                "program": f"levels/{other.program.model}.json"}
                    for level, other in zip(target.levels, package.levels, strict=False)},
         "products": dict(products),
         "golden": "golden.npz",

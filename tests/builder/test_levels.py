@@ -1,0 +1,94 @@
+"""One x86-64 library holds every feature level: all give the reference's codes, and one that is built alone does."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.networks import residual_network
+from xdeploy.bench.host import HostRunner
+from xdeploy.builder import build
+from xdeploy.builder.levels import _BITS
+from xdeploy.builder.zig import cc
+from xdeploy.cpu import cpu_flags
+from xdeploy.errors import DeviceError
+from xdeploy.handover import Artifact, GoldenIo
+from xdeploy.program import bind
+from xdeploy.recipe import PackageOptions
+from xdeploy.target import load_target
+
+pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the host target is x86-64")
+NAMES = ["", *(level.name for level in load_target("x86-64").levels)]
+Made = tuple[Artifact, GoldenIo]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    (graph, golden), target = residual_network(), load_target("x86-64")
+    folder = tmp_path_factory.mktemp("levels") / "x86-64"
+    return build(bind(graph, target, "net"), graph, golden, target, folder, PackageOptions(), {}), golden
+
+
+def _has(name: str) -> bool:
+    return all(set(level.cpuid) <= cpu_flags() for level in load_target("x86-64").levels if level.name == name)
+
+
+def test_the_best_level_is_chosen_when_it_is_loaded(made: Made) -> None:
+    runner = HostRunner(made[0])
+    runner.run(made[1].input_codes)
+    assert runner.image.level == next(name for name in reversed(NAMES) if _has(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_level_gives_the_codes_of_the_reference(made: Made, name: str) -> None:
+    artifact, golden = made
+    runner = HostRunner(artifact)
+    if not _has(name):
+        with pytest.raises(DeviceError, match=f"lacks what level {name}"):
+            runner.choose_level(name)
+        pytest.skip(f"this CPU lacks what level {name} needs")
+    runner.choose_level(name)
+    assert (runner.run(golden.input_codes).outputs == golden.output_codes).all()
+    layers = runner.run_layers(golden.input_codes)
+    assert list(layers) == [node["output"]["tensor"] for node in runner.image.nodes]
+    runner.selftest()
+
+
+def test_levels_that_do_not_exist_are_refused(made: Made) -> None:
+    runner = HostRunner(made[0])
+    choose = getattr(runner._load(), f"{runner.stem}_choose_level")
+    before = getattr(runner._load(), f"{runner.stem}_level")()
+    assert choose(-1) == choose(len(NAMES)) == -1
+    assert getattr(runner._load(), f"{runner.stem}_level")() == before
+
+
+@pytest.mark.parametrize("number", range(len(NAMES)), ids=[name or "own" for name in NAMES])
+def test_a_level_is_built_alone(made: Made, number: int, tmp_path: Path) -> None:
+    """One object of it calls the level's kernels and no other's."""
+    folder, stem = made[0].folder, HostRunner(made[0]).stem
+    flags = ["-target", "x86_64-linux-gnu", "-O2", "-march=x86_64_v3", "-Iinclude", "-Isrc"]
+    out = tmp_path / "run.s"
+    cc([*flags, f"-D{stem.upper()}_LEVEL={number}", "-S", f"src/{stem}.c", "-o", out], folder)
+    text = out.read_text(encoding="utf-8")
+    for name, info in made[0].manifest["levels"].items():
+        assert (info["run"] in text) == (NAMES[number] == name)
+    own = made[0].manifest["symbols"]["calls"]
+    assert all(symbol in text for symbol in own) == (number == 0)
+
+
+def test_cpuid_tells_what_linux_tells(tmp_path: Path) -> None:
+    """The places of the bits, asked of this CPU through another way than the library's."""
+    source = "#include <cpuid.h>\n#include <stdio.h>\nint main(void) {\n"
+    for name, (leaf, register, bit) in _BITS.items():
+        source += (
+            f"{{ unsigned r[4] = {{0}}; __cpuid_count({leaf}, 0, r[0], r[1], r[2], r[3]);\n"
+            f'  printf("{name} %u\\n", r[{register}] >> {bit} & 1); }}\n'
+        )
+    (tmp_path / "ask.c").write_text(source + "return 0; }\n", encoding="utf-8")
+    cc(["ask.c", "-o", "ask"], tmp_path)
+    told = subprocess.run([f"{tmp_path}/ask"], capture_output=True, text=True, check=True).stdout.split()
+    found = {name: bool(int(value)) for name, value in zip(told[::2], told[1::2], strict=True)}
+    assert found == {name: name in cpu_flags() for name in _BITS}
