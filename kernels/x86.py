@@ -23,7 +23,7 @@ _REGISTERS = 16
 _SWAPPED = [0, 1, 2, 3, 8, 9, 10, 11]  # of 16 channels those of the first vector; the others are in the second
 
 
-def avx2(result: str, name: str, *arguments: str) -> str:
+def intrinsic(result: str, name: str, *arguments: str) -> str:
     """Call of an LLVM intrinsic."""
     return f'T.call_llvm_pure_intrin("{result}", "llvm.{name}", {", ".join(arguments)})'
 
@@ -58,7 +58,7 @@ class PairProduct(Product):
         """The output stage."""
         return Stage(source, node)
 
-    def multipliers(self, multiplier: Int32) -> Int32:
+    def multipliers(self, node: Node, multiplier: Int32) -> Int32:
         """As they are."""
         return multiplier
 
@@ -103,7 +103,7 @@ class PairProduct(Product):
             value = bind(as_type("int16x16", f"T.broadcast({as_type('int32', x(p, 0, 2))}, {LANES})"))
             for v in range(groups):
                 a = acc(p * groups + v)
-                s(f"{a} = {a} + {avx2('int32x8', 'x86.avx2.pmadd.wd', value, weights[v])}")
+                s(f"{a} = {a} + {intrinsic('int32x8', 'x86.avx2.pmadd.wd', value, weights[v])}")
 
     def _weights(self, bind: Bind, w: str, index: int) -> str:
         """Pairs of eight channels, widened."""
@@ -143,15 +143,15 @@ class Stage(OutStage):
             scaled = self._added(scaled, at)
         if len(scaled) == 1:
             parts = [half(scaled[0], i, LANES) for i in (0, 1)]
-            wide, lanes = avx2("int16x8", "x86.sse2.packssdw.128", *parts), 8
+            wide, lanes = intrinsic("int16x8", "x86.sse2.packssdw.128", *parts), 8
         else:
-            wide, lanes = avx2("int16x16", "x86.avx2.packssdw", *scaled), 16
+            wide, lanes = intrinsic("int16x16", "x86.avx2.packssdw", *scaled), 16
         if not self.residual:
             zero = "zero" if lanes == 16 else half("zero", 0, 16)
-            wide = avx2(f"int16x{lanes}", f"sadd.sat.v{lanes}i16", wide, zero)
+            wide = intrinsic(f"int16x{lanes}", f"sadd.sat.v{lanes}i16", wide, zero)
         wide = self.bind(wide)
         parts = [wide, wide] if lanes == 8 else [half(wide, i, lanes) for i in (0, 1)]
-        narrow = avx2("int8x16", "x86.sse2.packsswb.128", *parts)
+        narrow = intrinsic("int8x16", "x86.sse2.packsswb.128", *parts)
         return shuffle([narrow], range(8)) if lanes == 8 else narrow
 
     def _scaled(self, value: str, multiplier: str) -> str:
