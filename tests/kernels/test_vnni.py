@@ -53,6 +53,18 @@ DIRECT = [
     linear(300, 64, fill="low"),
     linear(300, 17, fill="high"),
 ]
+DEPTHWISE = [
+    conv((25, 5), 64, 64, groups=64),
+    conv((9, 10), 8, 8, groups=8, relu=True),
+    conv((7, 12), 16, 16, groups=16, stride=(2, 2)),
+    conv((6, 9), 32, 32, groups=32, stride=(2, 2), pads=(0, 1, 1, 0)),
+    conv((5, 8), 16, 16, groups=16, residual=True),
+    conv((6, 7), 72, 72, (5, 3), groups=72, pads=(2, 1, 2, 1), stride=(2, 1)),
+    conv((6, 6), 128, 128, groups=128, residual=True, relu=True),
+    conv((4, 14), 130, 130, (2, 4), groups=130, pads=(0, 2, 1, 1), fill="low"),
+    conv((8, 8), 64, 64, groups=64, dilation=(1, 2), pads=(1, 2, 1, 2), fmt="c4s8", fill="high"),
+    scaled(conv((3, 9), 64, 64, groups=64, stride=(1, 3)), 3e4),
+]
 
 
 def _target() -> Target:
@@ -71,7 +83,7 @@ def _check(batch: harness.Batch, folder: Path) -> None:
     assert batch.image.damaged(before) == []
 
 
-@pytest.mark.parametrize(("form", "own"), [("direct", DIRECT)])
+@pytest.mark.parametrize(("form", "own"), [("direct", DIRECT), ("dw1x64", DEPTHWISE)])
 def test_rows_equal_the_reference(form: str, own: list[Case], tmp_path: Path) -> None:
     target = _target()
     batch = harness.Batch(target, harness.host_image(1 << 24))
@@ -107,6 +119,8 @@ def test_nothing_saturates_on_the_way(row: str, tmp_path: Path) -> None:
         (conv((8, 8), 64, 64, (1, 1), pads=NONE), "direct"),
         (conv((16, 16), 16, 32, stride=(2, 2)), "direct"),
         (linear(128, 64), "direct"),
+        (conv((25, 5), 64, 64, groups=64), "dw1x64"),
+        (conv((24, 24), 16, 16, groups=16, stride=(2, 2)), "dw1x64"),
     ],
     ids=lambda v: getattr(v, "name", v),
 )
