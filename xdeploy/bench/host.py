@@ -104,6 +104,16 @@ class HostRunner:
         """Of the names in the library: <prefix>_<model>."""
         return str(self.image.manifest["symbols"]["run"]).removesuffix("_run")
 
+    @property
+    def level(self) -> str:
+        """The feature level that the library runs; "" is the target's own.
+
+        Raises:
+            DeviceError: the library cannot be used here.
+        """
+        self._load()
+        return self.image.level
+
     def choose_level(self, name: str) -> None:
         """Run another feature level of the library from now on; "" is the target's own.
 

@@ -153,15 +153,21 @@ class Image:
         self.arena = int(self.manifest["arena"]["bytes"])
         self.align = int(self.manifest["arena"]["align"])
         self.level = ""  # of the CPU, where the target has several
-        self._nodes: dict[str, list[dict[str, Any]]] = {}
+        self._programs: dict[str, dict[str, Any]] = {}
+
+    @property
+    def program(self) -> dict[str, Any]:
+        """The program.json of the level."""
+        if self.level not in self._programs:
+            name = self._symbols.get("program", "program.json")
+            self._programs[self.level] = read_json(self.artifact.folder / name, "xdeploy.program/1")
+        return self._programs[self.level]
 
     @property
     def nodes(self) -> list[dict[str, Any]]:
-        """The kernel calls of the level in order, from its program.json."""
-        if self.level not in self._nodes:
-            name = self._symbols.get("program", "program.json")
-            self._nodes[self.level] = read_json(self.artifact.folder / name, "xdeploy.program/1")["nodes"]
-        return self._nodes[self.level]
+        """The kernel calls of the level in order."""
+        value: list[dict[str, Any]] = self.program["nodes"]
+        return value
 
     @property
     def floats(self) -> list[str]:
