@@ -10,6 +10,7 @@ import pytest
 
 from tests.networks import residual_network
 from xdeploy.bench.host import HostRunner
+from xdeploy.bench.roofline import multiply_limit
 from xdeploy.builder import build
 from xdeploy.builder.levels import _BITS
 from xdeploy.builder.zig import cc
@@ -55,6 +56,24 @@ def test_every_level_gives_the_codes_of_the_reference(made: Made, name: str) -> 
     layers = runner.run_layers(golden.input_codes)
     assert list(layers) == [node["output"]["tensor"] for node in runner.image.nodes]
     runner.selftest()
+
+
+def test_targets_of_one_level_are_the_same_code() -> None:
+    target = load_target("x86-64")
+    for one, name in ((target, "x86-64-v3"), *((target.at(x), f"x86-64-v4-{x.name}") for x in target.levels)):
+        alone = load_target(name)
+        assert (one.isa, one.features, dict(one.tvm)) == (alone.isa, alone.features, dict(alone.tvm))
+        assert not alone.levels
+
+
+def test_the_instruction_set_is_that_of_the_level(made: Made) -> None:
+    runner = HostRunner(made[0])
+    runner.choose_level("")
+    assert runner.isa == "x86-64-v3"
+    if _has("vnni"):
+        runner.choose_level("vnni")
+        assert runner.isa == "x86-64-v4+vnni"
+        assert "vpdpbusd" in multiply_limit(runner.isa)["note"]
 
 
 def test_levels_that_do_not_exist_are_refused(made: Made) -> None:

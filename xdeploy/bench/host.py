@@ -114,6 +114,12 @@ class HostRunner:
         self._load()
         return self.image.level
 
+    @property
+    def isa(self) -> str:
+        """The instruction set of that level; raises as `level` does."""
+        level, manifest = self.level, self.image.manifest
+        return str(manifest["levels"][level]["isa"] if level else manifest["isa"])
+
     def choose_level(self, name: str) -> None:
         """Run another feature level of the library from now on; "" is the target's own.
 

@@ -26,8 +26,8 @@ _TIMES = f"least of {ROUNDS} inferences on one thread, memory warm, the clock's 
 _SIZES = {"cache": 1 << 14, "memory": 1 << 26}  # bytes that are read again and again
 _READ_TOTAL = 1 << 28  # bytes read for one figure
 _TURNS = 200_000
-# feature level of x86-64 -> its function, and the instruction
-_MULTIPLY = {"": ("xd_multiply", "vpmaddwd of AVX2"), "vnni": ("xd_multiply_vnni", "vpdpbusd of AVX512-VNNI")}
+# a word of the instruction set -> its function, and the instruction; the best first
+_MULTIPLY = {"vnni": ("xd_multiply_vnni", "vpdpbusd of AVX512-VNNI"), "": ("xd_multiply", "vpmaddwd of AVX2")}
 _Q = dict[str, Any]
 
 
@@ -51,9 +51,9 @@ def layers_and_limits(runner: HostRunner, codes: Int8) -> _Q:
         helper = ctypes.CDLL(str(native_library("roofline.c")))
     except (ToolchainError, OSError):
         return {}
-    before = _limits(helper, runner.level)
+    before = _limits(helper, runner.isa)
     times = runner.layer_times(helper.xd_layer_times, codes, ROUNDS)
-    after = _limits(helper, runner.level)
+    after = _limits(helper, runner.isa)
     names = [str(n["name"]) for n in runner.image.nodes]
     found = {
         name: quantity(significant(ns * 1e-9), "s", "measured", note=_TIMES)
@@ -67,11 +67,11 @@ def _better(a: _Q, b: _Q) -> _Q:
     return a if a["value"] >= b["value"] else b
 
 
-def multiply_limit(level: str, helper: ctypes.CDLL | None = None) -> _Q | None:
+def multiply_limit(isa: str, helper: ctypes.CDLL | None = None) -> _Q | None:
     """What this x86-64 machine multiplies at best on one thread, in MAC/s: the best of three measurements.
 
     Args:
-        level: of the x86-64 target's feature levels: its best instruction for int8 is measured. The CPU must have it.
+        isa: the instruction set of the code that runs, as targets name it: its best instruction for int8 is measured.
         helper: the library of roofline.c, where it has been loaded already.
 
     Returns:
@@ -81,7 +81,7 @@ def multiply_limit(level: str, helper: ctypes.CDLL | None = None) -> _Q | None:
         ToolchainError: the compiler for the helper is missing or fails.
     """
     helper = helper or ctypes.CDLL(str(native_library("roofline.c")))
-    name, what = _MULTIPLY.get(level, _MULTIPLY[""])
+    name, what = next(found for word, found in _MULTIPLY.items() if word in isa)
     if not hasattr(helper, name):
         return None
     function = getattr(helper, name)
@@ -93,9 +93,9 @@ def multiply_limit(level: str, helper: ctypes.CDLL | None = None) -> _Q | None:
     return quantity(significant(best), "MAC/s", "measured", note=f"{what} on registers, one thread")
 
 
-def _limits(helper: ctypes.CDLL, level: str) -> _Q:
+def _limits(helper: ctypes.CDLL, isa: str) -> _Q:
     """The machine's limits on one thread, each the best of three."""
-    multiply = multiply_limit(level, helper)
+    multiply = multiply_limit(isa, helper)
     found = {"multiply": multiply} if multiply else {}
     for name, size in _SIZES.items():
         note = f"reading {size >> 10:,} KiB again and again, one thread"
