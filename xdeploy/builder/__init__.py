@@ -169,7 +169,8 @@ def _manifest(
                     "calls": [c.symbol for c in p.calls], "constants": list(p.constants)},
         "sections": bare.sections,
         "flash": {"code": bare.code, "constants": bare.constants, "data": bare.data, "zeros": bare.zeros},
-        "levels": {level.name: {"isa": level.isa, "run": f"{other.name}_run", "calls": [c.symbol for c in other.program.calls],
+        "levels": {level.name: {"isa": level.isa, "run": f"{other.name}_run",
+                                "calls": [c.symbol for c in other.program.calls],
                                 "program": f"levels/{other.program.model}.json"}
                    for level, other in zip(target.levels, package.levels, strict=False)},
         "products": dict(products),
