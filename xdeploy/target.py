@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from xdeploy.cpu import cpu_flags
 from xdeploy.errors import UsageError, choose_from, not_there
 from xdeploy.files import read_toml
 
@@ -90,6 +91,11 @@ class Target:
         """This target on CPUs that have a level."""
         tvm = {**self.tvm, "mcpu": level.mcpu, "mattr": list(level.mattr)}
         return replace(self, isa=level.isa, features=(*self.features, *level.features), tvm=tvm, levels=())
+
+    def levels_here(self) -> tuple[Level, ...]:
+        """Those levels of an x86-64 target that this machine's CPU has."""
+        flags = cpu_flags()
+        return tuple(level for level in self.levels if level.cpuid and set(level.cpuid) <= flags)
 
     def level_of(self, cpu: str) -> str:
         """Name of the level that a CPU of QEMU's user mode runs; "" is the target's own."""

@@ -11,13 +11,14 @@ import pytest
 from tests.networks import residual_network
 from xdeploy.bench.host import HostRunner
 from xdeploy.bench.roofline import multiply_limit
+from xdeploy.bench.runner import Image
 from xdeploy.builder import build
 from xdeploy.builder.levels import _BITS
 from xdeploy.builder.zig import cc
 from xdeploy.cpu import cpu_flags
 from xdeploy.errors import DeviceError
 from xdeploy.handover import Artifact, GoldenIo
-from xdeploy.program import bind
+from xdeploy.program import Choice, applicable, bind, choose
 from xdeploy.recipe import PackageOptions
 from xdeploy.target import load_target
 
@@ -34,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def _has(name: str) -> bool:
-    return all(set(level.cpuid) <= cpu_flags() for level in load_target("x86-64").levels if level.name == name)
+    return name in ("", *(level.name for level in load_target("x86-64").levels_here()))
 
 
 def test_the_best_level_is_chosen_when_it_is_loaded(made: Made) -> None:
@@ -56,6 +57,22 @@ def test_every_level_gives_the_codes_of_the_reference(made: Made, name: str) -> 
     layers = runner.run_layers(golden.input_codes)
     assert list(layers) == [node["output"]["tensor"] for node in runner.image.nodes]
     runner.selftest()
+
+
+def test_kernels_of_a_level_may_be_chosen_before(tmp_path: Path) -> None:
+    """As tuning does at every level that this machine runs."""
+    (graph, golden), target = residual_network(), load_target("x86-64")
+    at = target.at(target.levels[0])
+    node = next(n for n in graph.nodes if n.op == "linear")
+    own = choose(graph, node, at).name
+    other = next(k.name for k in applicable(graph, node, at) if k.name != own)
+    program, options = bind(graph, target, "net"), PackageOptions()
+    for chosen, wanted in (({}, own), ({"vnni": Choice({node.name: other})}, other)):
+        artifact = build(program, graph, golden, target, tmp_path / "out", options, {}, chosen)
+        image = Image(artifact)
+        image.level = "vnni"
+        assert next(n["kernel"] for n in image.nodes if n["name"] == node.name) == wanted
+    assert (HostRunner(artifact).run(golden.input_codes).outputs == golden.output_codes).all()
 
 
 def test_targets_of_one_level_are_the_same_code() -> None:

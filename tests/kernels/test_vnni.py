@@ -12,7 +12,6 @@ from xdeploy.kernels.x86vnni import LANES, QUAD, ByteProduct, unpacked
 from tests.kernels import harness
 from tests.kernels.cases import Case, cases, conv, linear
 from xdeploy.builder.tir import compile_tir
-from xdeploy.cpu import cpu_flags
 from xdeploy.kernel import KERNELS
 from xdeploy.program import choose
 from xdeploy.target import Target, load_target
@@ -44,7 +43,7 @@ DIRECT = [
     conv((3, 29), 16, 16, in_zero=127),
     conv((6, 5), 7, 140, (2, 2), pads=(0, 1, 1, 0), fmt="int4"),
     scaled(conv((4, 7), 16, 16), 700.0),
-    scaled(conv((4, 7), 16, 48, residual=True), 700.0),
+    scaled(conv((4, 7), 4, 16, residual=True), 700.0),
     scaled(conv((4, 7), 16, 33), 3e4),
     scaled(conv((4, 7), 4, 32, residual=True), 3e4),
     linear(73, 33),
@@ -73,8 +72,7 @@ def _target() -> Target:
 
 
 def _check(batch: harness.Batch, folder: Path) -> None:
-    needed = next(level.cpuid for level in load_target("x86-64").levels if level.name == "vnni")
-    if not set(needed) <= cpu_flags():
+    if "vnni" not in [level.name for level in load_target("x86-64").levels_here()]:
         assert compile_tir(batch.functions, batch.target).object(folder / "k.o").stat().st_size > 0
         pytest.skip("this CPU has no AVX512-VNNI; the rows were compiled only")
     before = batch.image.bytes.copy()

@@ -8,10 +8,11 @@ later. <M>_LEVEL, defined as a level's number, builds that one alone, without op
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xdeploy.program import Program, bind
+from xdeploy.program import Choice, Program, bind
 from xdeploy.target import Level, Target
 
 if TYPE_CHECKING:
@@ -149,14 +150,20 @@ _JUMP = """\
 """
 
 
-def bind_levels(program: Program, graph: LoweredGraph, target: Target) -> tuple[Program, list[tuple[Target, Program]]]:
-    """A program for every further level, and the first one with an arena that is large enough for all."""
+def bind_levels(
+    program: Program, graph: LoweredGraph, target: Target, choices: Mapping[str, Choice]
+) -> tuple[Program, list[tuple[Target, Program]]]:
+    """A program for every further level, and the first one with an arena that is large enough for all.
+
+    choices: kernels that were chosen already, by level.
+    """
     if program.form == "portable":
         return program, []
     found = []
     for level in target.levels:
         at = target.at(level)
-        found.append((at, bind(graph, at, f"{program.model}_{level.name}", program.form, None, program.prefix)))
+        name, choice = f"{program.model}_{level.name}", choices.get(level.name)
+        found.append((at, bind(graph, at, name, program.form, choice, program.prefix)))
     arena = max([program.arena, *(p.arena for _, p in found)])
     return replace(program, arena=arena), found
 
