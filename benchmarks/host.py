@@ -98,12 +98,12 @@ def x86(name: str, shared: Path, output: Path, rounds: int) -> dict[str, Any]:
         run(asked, until="build", progress=console)
     artifact = Artifact.load(asked.output / "x86-64")
     runner = HostRunner(artifact)
-    program = runner.image.program
-    before = limit(runner.isa)
+    isa, program = runner.isa, runner.program
+    before = limit(isa)
     golden = GoldenIo.load(artifact.folder / "golden.npz")
     measured = bench(artifact, golden, load_target("x86-64"), options=RunOptions(repeats=20))
     measured = with_peers(measured, artifact, CompareOptions(rounds=rounds))
-    seen, after = called(artifact, program), limit(runner.isa)
+    seen, after = called(artifact, program), limit(isa)
     top = max(before["value"], after["value"])
     q = dict(measured.quantities)
     nodes = program["nodes"]
@@ -116,7 +116,7 @@ def x86(name: str, shared: Path, output: Path, rounds: int) -> dict[str, Any]:
     library = next((artifact.folder / "lib").glob("*.so")).stat().st_size
     kept = ("latency", "latency_interleaved", "ratio_to_best_peer", "peers", "flash", "ram")
     return {
-        "network": name, "target": "x86-64", "isa": runner.isa, "verdict": measured.verdict, "macs": macs,
+        "network": name, "target": "x86-64", "isa": isa, "verdict": measured.verdict, "macs": macs,
         "limit": quantity(top, "MAC/s", "measured", note=before["note"], low=min(before["value"], after["value"])),
         "share_of_limit": macs / q["latency_interleaved"]["value"] / top if "latency_interleaved" in q else None,
         **{k: q[k] for k in kept if k in q},

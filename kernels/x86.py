@@ -28,15 +28,49 @@ def intrinsic(result: str, name: str, *arguments: str) -> str:
     return f'T.call_llvm_pure_intrin("{result}", "llvm.{name}", {", ".join(arguments)})'
 
 
-def acc(index: int) -> str:
+def acc(index: int, lanes: int = LANES) -> str:
     """Accumulator number `index`."""
-    return f"acc[{ramp(str(index * LANES), LANES)}]"
+    return f"acc[{ramp(str(index * lanes), lanes)}]"
 
 
-class PairProduct(Product):
+class BroadcastProduct(Product):
+    """`unit` codes of one pixel are broadcast and meet the channels of a vector: an accumulator for each of these."""
+
+    vectors, exact = 1, ()
+
+    def accumulators(self, pixels: int, groups: int) -> int:
+        """One for each pixel and group."""
+        return pixels * groups
+
+    def sum_cost(self) -> float:
+        """Nothing to do."""
+        return 0.0
+
+    def pack(self, codes: Int8) -> Int8:
+        """(units) x (channels of a unit's codes)."""
+        blocks, channels, row = codes.shape
+        cut = codes.reshape(blocks, channels, row // self.unit, self.unit).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(cut).reshape(blocks, -1)
+
+    def start(self, bias: Int32) -> Int32:
+        """The bias."""
+        return bias.reshape(-1, self.lanes)
+
+    def clear(self, s: Source, pixels: int, groups: int, at: str) -> None:
+        """A copy of the bias for each pixel."""
+        for v in range(groups):
+            for p in range(pixels):
+                s(f"{self.sum(p, v, groups)} = B[{ramp(f'{at} + {v * self.lanes}', self.lanes)}]")
+
+    def sum(self, pixel: int, group: int, groups: int) -> str:
+        """The accumulator."""
+        return acc(pixel * groups + group, self.lanes)
+
+
+class PairProduct(BroadcastProduct):
     """`vpmaddwd`: a pair of codes of one pixel by eight channels."""
 
-    isa, lanes, dtype, vectors, exact = "x86", LANES, "int16", 1, ()
+    isa, lanes, dtype = "x86", LANES, "int16"
     chunk = unit = 2  # more at a time, and LLVM would add products first, and run out of registers
 
     def order(self, groups: int) -> list[int]:
@@ -66,33 +100,9 @@ class PairProduct(Product):
         """Accumulators, the weights of all groups, a pair of codes and its product."""
         return pixels * groups + groups + 2 <= free
 
-    def accumulators(self, pixels: int, groups: int) -> int:
-        """One for each pixel and group."""
-        return pixels * groups
-
     def cost(self, pixels: int, groups: int, codes: int) -> float:
         """For every pair of codes: load weights, broadcast codes, multiply and add."""
         return codes / 2 * (1.5 * groups + pixels + 2.0 * pixels * groups)
-
-    def sum_cost(self) -> float:
-        """Nothing to do."""
-        return 0.0
-
-    def pack(self, codes: Int8) -> Int8:
-        """(pairs) x (channels of 2 codes)."""
-        blocks, channels, row = codes.shape
-        cut = codes.reshape(blocks, channels, row // 2, 2).transpose(0, 2, 1, 3)
-        return np.ascontiguousarray(cut).reshape(blocks, -1)
-
-    def start(self, bias: Int32) -> Int32:
-        """The bias."""
-        return bias.reshape(-1, LANES)
-
-    def clear(self, s: Source, pixels: int, groups: int, at: str) -> None:
-        """A copy of the bias for each pixel."""
-        for v in range(groups):
-            for p in range(pixels):
-                s(f"{acc(p * groups + v)} = B[{ramp(f'{at} + {v * LANES}', LANES)}]")
 
     def multiply(
         self, s: Source, bind: Bind, pixels: int, groups: int, codes: int, x: Codes, w: str, slack: bool
@@ -108,10 +118,6 @@ class PairProduct(Product):
     def _weights(self, bind: Bind, w: str, index: int) -> str:
         """Pairs of eight channels, widened."""
         return bind(f'T.cast(W[{ramp(f"{w} + {index * CHUNK}", CHUNK)}], "int16x16")')
-
-    def sum(self, pixel: int, group: int, groups: int) -> str:
-        """The accumulator."""
-        return acc(pixel * groups + group)
 
 
 class WidePairProduct(PairProduct):

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from xdeploy.formats import Int8, Int32
+from xdeploy.formats import Int32
 from xdeploy.lir.graph import Node
 from xdeploy.lir.ops import has_residual
 
@@ -18,23 +16,21 @@ from .outstage import TileStage, added_constant
 from .product import Bind, Codes, Product
 from .snippets import Source
 from .vectors import as_type, ramp, shuffle
-from .x86 import intrinsic
+from .x86 import BroadcastProduct, intrinsic
 
 LANES = 16  # output channels that one requantised vector holds
 UNIT = 4  # codes that one lane multiplies at a time
 OFFSET = 128  # of codes
 _REGISTERS = 32
+QUAD = 4  # lanes that stay together when vectors are packed, and vectors that are packed at a time
+_PART = 14  # bits of the lower part of a residual's factors
+_UPPER = [lane + LANES * second for lane in range(1, LANES, 2) for second in (0, 1)]
 
 
-def acc(index: int) -> str:
-    """Accumulator number `index`."""
-    return f"acc[{ramp(str(index * LANES), LANES)}]"
-
-
-class ByteProduct(Product):
+class ByteProduct(BroadcastProduct):
     """`vpdpbusd`: four codes of one pixel by 16 channels."""
 
-    isa, lanes, dtype, vectors, exact = "vnni", LANES, "uint8", 1, ()
+    isa, lanes, dtype = "vnni", LANES, "uint8"
     chunk = unit = UNIT
     offset, most_pixels, unrolled = OFFSET, 24, 2
 
@@ -67,33 +63,9 @@ class ByteProduct(Product):
         """Accumulators, the weights of all groups, codes of two pixels."""
         return groups in (1, 2, 4, 8) and pixels * groups + groups + 2 <= free
 
-    def accumulators(self, pixels: int, groups: int) -> int:
-        """One for each pixel and group."""
-        return pixels * groups
-
     def cost(self, pixels: int, groups: int, codes: int) -> float:
         """For every four codes: load weights, broadcast codes, multiply and add."""
         return codes / UNIT * (groups + pixels + pixels * groups)
-
-    def sum_cost(self) -> float:
-        """Nothing to do."""
-        return 0.0
-
-    def pack(self, codes: Int8) -> Int8:
-        """(fours) x (channels of 4 codes)."""
-        blocks, channels, row = codes.shape
-        cut = codes.reshape(blocks, channels, row // UNIT, UNIT).transpose(0, 2, 1, 3)
-        return np.ascontiguousarray(cut).reshape(blocks, -1)
-
-    def start(self, bias: Int32) -> Int32:
-        """The bias."""
-        return bias.reshape(-1, LANES)
-
-    def clear(self, s: Source, pixels: int, groups: int, at: str) -> None:
-        """A copy of the bias for each pixel."""
-        for v in range(groups):
-            for p in range(pixels):
-                s(f"{acc(p * groups + v)} = B[{ramp(f'{at} + {v * LANES}', LANES)}]")
 
     def multiply(
         self, s: Source, bind: Bind, pixels: int, groups: int, codes: int, x: Codes, w: str, slack: bool
@@ -104,12 +76,8 @@ class ByteProduct(Product):
         for p in range(pixels):
             value = bind(as_type(f"uint8x{bytes_}", f"T.broadcast({as_type('int32', x(p, 0, UNIT))}, {LANES})"))
             for v in range(groups):
-                a = acc(p * groups + v)
+                a = self.sum(p, v, groups)
                 s(f"{a} = {intrinsic('int32x16', 'x86.avx512.vpdpbusd.512', a, value, weights[v])}")
-
-    def sum(self, pixel: int, group: int, groups: int) -> str:
-        """The accumulator."""
-        return acc(pixel * groups + group)
 
 
 class Stage(TileStage):
@@ -162,7 +130,7 @@ class Stage(TileStage):
             vectors = [v for row in rows for v in row]
             vectors += vectors[-1:] * (QUAD - len(vectors))
             factors = [*multipliers] * pixels
-            other = self._others(places, groups, channels) if self.residual else ""
+            other = self._others(places, groups) if self.residual else ""
             codes = self._permuted(self.codes(vectors, factors, other), groups)
             self._store(codes, places, groups, channels)
 
@@ -216,10 +184,10 @@ class Stage(TileStage):
         return self.bind(intrinsic("int16x32", "x86.avx512.packssdw.512", *sums))
 
     def _permuted(self, codes: str, groups: int) -> str:
-        """Codes pixel after pixel <-> as they are packed; the same for both ways of one group, else `_packed_order`."""
+        """Codes pixel after pixel, from codes as packing leaves them."""
         return codes if groups == QUAD else self.bind(shuffle([codes], unpacked(groups)))
 
-    def _others(self, places: Sequence[str], groups: int, channels: int) -> str:
+    def _others(self, places: Sequence[str], groups: int) -> str:
         """The residual's codes of some pixels, as sums are packed."""
         size = groups * LANES
         parts = [self.bind(f"R[{ramp(place, size)}]") for place in places]
@@ -264,7 +232,4 @@ def is_doubled(node: Node) -> bool:
     return int(node.attrs["shift"]) == 0 and int(node.consts["multiplier"].max()) < 1 << 30
 
 
-QUAD = 4  # lanes that stay together when vectors are packed, and vectors that are packed at a time
-_PART = 14  # bits of the lower part of a residual's factors
-_UPPER = [lane + LANES * second for lane in range(1, LANES, 2) for second in (0, 1)]
 PRODUCTS: tuple[Product, ...] = (ByteProduct(),)

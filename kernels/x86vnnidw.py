@@ -24,8 +24,8 @@ from .conv import Shape, is_depthwise
 from .imagecopy import Copying, copy_cost, copy_image, opened, row_codes
 from .snippets import channel_consts, cut
 from .vectors import as_type, ramp, shuffle
-from .x86 import intrinsic
-from .x86vnni import LANES, OFFSET, QUAD, ByteProduct, acc
+from .x86 import acc, intrinsic
+from .x86vnni import LANES, OFFSET, QUAD, ByteProduct
 
 _BLOCK = QUAD * LANES  # outputs of a vector of codes
 _TILE = 6  # pixels along a row at a time
@@ -146,7 +146,7 @@ class _Writer:
         weights = s.let(f"{block} * {shape.kernel[1] * len(self.fours) * _BLOCK * QUAD}")
         for p in range(pixels):
             for v in range(QUAD):
-                s(f"{acc(p * QUAD + v)} = B[{ramp(f'{block} * {_BLOCK} + {v * LANES}', LANES)}]")
+                s(f"{acc(p * QUAD + v, LANES)} = B[{ramp(f'{block} * {_BLOCK} + {v * LANES}', LANES)}]")
         users: dict[int, list[tuple[int, int]]] = {}  # column of the image from the tile's first -> pixel, tap
         for p in range(pixels):
             for kx in range(shape.kernel[1]):
@@ -157,13 +157,13 @@ class _Writer:
                 for p, kx in taps:
                     w = f"{weights} + {(kx * len(self.fours) + i) * _BLOCK * QUAD}"
                     for v in range(QUAD):
-                        a, factors = acc(p * QUAD + v), f"W[{ramp(f'{w} + {v * _BLOCK}', _BLOCK)}]"
+                        a, factors = acc(p * QUAD + v, LANES), f"W[{ramp(f'{w} + {v * _BLOCK}', _BLOCK)}]"
                         s(f"{a} = {intrinsic('int32x16', 'x86.avx512.vpdpbusd.512', a, codes[v], factors)}")
         multipliers = [f"M[{ramp(f'{block} * {_BLOCK} + {v * LANES}', LANES)}]" for v in range(QUAD)]
         for p in range(pixels):
             place = s.let(f"y * {shape.out_width * shape.channels} + {at} + {p * shape.channels} + {channel}")
             other = self.stage.bind(f"R[{ramp(place, _BLOCK)}]") if self.residual else ""
-            sums = [acc(p * QUAD + v) for v in range(QUAD)]
+            sums = [acc(p * QUAD + v, LANES) for v in range(QUAD)]
             s(f"Y[{ramp(place, _BLOCK)}] = {self.stage.codes(sums, multipliers, other)}")
 
     def _interleaved(self, at: str, rows: range) -> list[str]:

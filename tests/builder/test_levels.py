@@ -85,6 +85,7 @@ def test_targets_of_one_level_are_the_same_code() -> None:
 
 def test_the_instruction_set_is_that_of_the_level(made: Made) -> None:
     runner = HostRunner(made[0])
+    assert ("__vnni" in str(HostRunner(made[0]).program)) == _has("vnni")
     runner.choose_level("")
     assert runner.isa == "x86-64-v3"
     if _has("vnni"):

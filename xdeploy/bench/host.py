@@ -120,6 +120,12 @@ class HostRunner:
         level, manifest = self.level, self.image.manifest
         return str(manifest["levels"][level]["isa"] if level else manifest["isa"])
 
+    @property
+    def program(self) -> dict[str, Any]:
+        """The program.json of that level; raises as `level` does."""
+        self._load()
+        return self.image.program
+
     def choose_level(self, name: str) -> None:
         """Run another feature level of the library from now on; "" is the target's own.
 
