@@ -32,7 +32,7 @@ class ByteProduct(BroadcastProduct):
 
     isa, lanes, dtype = "vnni", LANES, "uint8"
     chunk = unit = UNIT
-    offset, most_pixels, unrolled = OFFSET, 24, 2
+    offset, most_pixels = OFFSET, 24
 
     def registers(self, node: Node) -> int:
         """All: the output stage begins when the sums are done."""
