@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -92,6 +93,39 @@ def test_the_instruction_set_is_that_of_the_level(made: Made) -> None:
         runner.choose_level("vnni")
         assert runner.isa == "x86-64-v4+vnni"
         assert "vpdpbusd" in multiply_limit(runner.isa)["note"]
+
+
+CALLER = """
+#include <dlfcn.h>
+#include <stdio.h>
+static _Alignas(64) char arena[1 << 20];
+int main(int count, char **words) {
+  void *library = count == 2 ? dlopen(words[1], RTLD_NOW) : 0;
+  if (library == 0) return 1;
+  int (*level)(void) = (int (*)(void))dlsym(library, "STEM_level");
+  int (*choose)(int) = (int (*)(int))dlsym(library, "STEM_choose_level");
+  int (*test)(void *) = (int (*)(void *))dlsym(library, "STEM_selftest");
+  printf("%d", level());
+  printf(" %d %d\\n", choose(1), test(arena));
+  return 0;
+}
+"""
+
+
+@pytest.mark.qemu
+def test_a_cpu_without_the_instructions_takes_the_lower_level(made: Made, tmp_path: Path) -> None:
+    """The very same library in QEMU, which has AVX2 and no AVX-512."""
+    if shutil.which("qemu-x86_64") is None:
+        pytest.skip("qemu-x86_64 is not installed")
+    artifact, stem = made[0], HostRunner(made[0]).stem
+    (tmp_path / "caller.c").write_text(CALLER.replace("STEM", stem), encoding="utf-8")
+    cc(["-O1", "caller.c", "-o", "caller"], tmp_path)
+    words = [str(tmp_path / "caller"), str(artifact.folder / artifact.manifest["products"]["library"])]
+    emulated = subprocess.run(["qemu-x86_64", "-cpu", "max", *words], capture_output=True, text=True, check=True)
+    assert emulated.stdout.split() == ["0", "-1", "0"]
+    if _has("vnni"):
+        here = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert here.stdout.split() == ["1", "0", "0"]
 
 
 def test_levels_that_do_not_exist_are_refused(made: Made) -> None:
