@@ -52,7 +52,7 @@ class _Neon(Product):
         """The output stage."""
         return Stage(source, node)
 
-    def multipliers(self, multiplier: Int32) -> Int32:
+    def multipliers(self, node: Node, multiplier: Int32) -> Int32:
         """Half of them, as `sqrdmulh` doubles."""
         return multiplier >> 1
 

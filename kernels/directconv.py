@@ -22,7 +22,7 @@ from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
-from . import a64, x86
+from . import a64, x86, x86vnni
 from .conv import Shape
 from .imagecopy import Copying, copy_cost, copy_image, opened, row_codes
 from .product import CHUNK, Product
@@ -31,7 +31,7 @@ from .tiling import ROLLED, Runs, Tiling, parts_of, tiling_of, together
 from .vectors import ramp
 
 _FLAT = 200  # multiplications: windows of fewer are written out whole
-PRODUCTS = (*a64.PRODUCTS, *x86.PRODUCTS)
+PRODUCTS = (*a64.PRODUCTS, *x86.PRODUCTS, *x86vnni.PRODUCTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,15 @@ class DirectRow(Copying):
         """Whether the copy is int16."""
         return self.product.dtype == "int16"
 
+    @property
+    def other(self) -> bool:
+        """Whether the copy holds other values than int8."""
+        return self.product.dtype != "int8"
+
     def copied(self, shape: Shape) -> bool:
-        """Whether the image is copied: for its padding, as int16, or since runs end where no vector does."""
+        """Whether the image is copied: for its padding, as another type, or since runs end where no vector does."""
         codes = Runs.of(shape, False).codes
-        return self.wide or any(shape.pads) or codes % self.product.chunk not in self.product.exact
+        return self.other or any(shape.pads) or codes % self.product.chunk not in self.product.exact
 
     def seen(self, shape: Shape) -> Shape:
         """The layer as the loops see it."""
@@ -77,14 +82,14 @@ class DirectRow(Copying):
 
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
         """Weights by blocks in the order they are read; bias as accumulators begin; multipliers as the stage wants."""
-        shape, consts = Shape.of(graph, node), channel_consts(node)
+        shape, consts = Shape.of(graph, node), channel_consts(node, self.product.offset)
         tiling, runs = self.tiling(shape, node), Runs.of(self.seen(shape), self.copied(shape))
         total = (tiling.blocks * tiling.groups + tiling.rest) * self.product.lanes
         flat = np.zeros((total, runs.count * runs.codes), np.int8)
         flat[: shape.out_channels, : shape.row] = node.values.reshape(shape.out_channels, -1)
         padded = flat.reshape(total, runs.count, runs.codes)
         table = np.zeros((2, total), np.int32)
-        table[:, : shape.out_channels] = consts["bias"], self.product.multipliers(consts["multiplier"])
+        table[:, : shape.out_channels] = consts["bias"], self.product.multipliers(node, consts["multiplier"])
         order = self._order(tiling)
         padded, table, cut = padded[order], table[:, order], tiling.blocks * tiling.groups * self.product.lanes
         wide = (tiling.groups * self.product.lanes, tiling.rest * self.product.lanes)
@@ -184,14 +189,10 @@ class Writer:
         if groups == 1 and self.apart:
             self._apart(pixels, first, pixel)
             return
-        for p in range(pixels):
-            for start in range(0, channels, CHUNK):
-                count = min(CHUNK, channels - start)
-                part = range(start // lanes, -(-(start + count) // lanes))
-                sums = [self._sum(p, v, groups, first) for v in part]
-                multipliers = [f"M[{ramp(f'{first} + {v * lanes}', lanes)}]" for v in part]
-                at = self.source.let(f"({pixel} + {p}) * {self.shape.out_channels} + {first} + {start}")
-                self.stage(sums, multipliers, at, count)
+        sums = [[self._sum(p, v, groups, first) for v in range(groups)] for p in range(pixels)]
+        multipliers = [f"M[{ramp(f'{first} + {v * lanes}', lanes)}]" for v in range(groups)]
+        places = [f"({pixel} + {p}) * {self.shape.out_channels} + {first}" for p in range(pixels)]
+        self.stage.tile(sums, multipliers, places, channels, lanes)
 
     def _apart(self, pixels: int, first: str, pixel: str) -> None:
         """Requantise one group of channels of several pixels together."""

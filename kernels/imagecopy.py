@@ -1,4 +1,6 @@
-"""An image copied into the workspace with its padding around it, by whole vectors, as int8 or widened to int16.
+"""An image copied into the workspace with its padding around it, by whole vectors.
+
+As int8, widened to int16, or as uint8: then every code is 128 more, which flips its highest bit.
 
 Every window is then a few contiguous runs that need no tests, and reading a little behind a run is allowed.
 """
@@ -12,10 +14,11 @@ from xdeploy.lir.graph import LoweredGraph, Node
 from .conv import Shape
 from .product import CHUNK
 from .snippets import Source
-from .vectors import ramp
+from .vectors import as_type, ramp
 
 SLACK = 2 * CHUNK  # codes behind the image that may be read and written
-_STEP = 4 * CHUNK  # codes of one turn: several stores, or LLVM would call memcpy
+_STORES = 4  # of one turn: LLVM would call memcpy for less
+_VECTOR = {"int8": CHUNK, "int16": CHUNK, "uint8": 4 * CHUNK}  # codes that are copied at a time
 
 
 def row_codes(shape: Shape, copied: bool) -> int:
@@ -102,15 +105,20 @@ def copy_image(s: Source, shape: Shape, dtype: str = "int8") -> None:
 
 
 def _fill(s: Source, to: str, count: int, dtype: str) -> None:
-    """Padding, rounded up to vectors: what follows is written later."""
-    zero = f'T.broadcast(T.cast(in_zero, "{dtype}"), {CHUNK})'
-    whole = count // _STEP if count >= 2 * _STEP else 0
+    """Padding, rounded up to 16 codes: what follows is written later."""
+    zero = f'T.cast(in_zero{" + 128" * (dtype == "uint8")}, "{dtype}")'
+    vector = _VECTOR[dtype]
+    step = _STORES * vector
+    whole = count // step if count >= 2 * step else 0
     if whole:
         with s.block(f"for i in range({whole}):"):
-            for k in range(0, _STEP, CHUNK):
-                s(f"P[{ramp(f'{to} + i * {_STEP} + {k}', CHUNK)}] = {zero}")
-    for k in range(whole * _STEP, count, CHUNK):
-        s(f"P[{ramp(f'{to} + {k}', CHUNK)}] = {zero}")
+            for k in range(0, step, vector):
+                s(f"P[{ramp(f'{to} + i * {step} + {k}', vector)}] = T.broadcast({zero}, {vector})")
+    at = whole * step
+    while at < count:
+        lanes = vector if count - at >= vector else CHUNK
+        s(f"P[{ramp(f'{to} + {at}', lanes)}] = T.broadcast({zero}, {lanes})")
+        at += lanes
 
 
 def _move(s: Source, to: str, source: str, count: int, dtype: str) -> None:
@@ -118,15 +126,16 @@ def _move(s: Source, to: str, source: str, count: int, dtype: str) -> None:
 
     def copy(offset: str, size: int) -> None:
         index = [ramp(f"{where} + {offset}", size) if size > 1 else f"{where} + {offset}" for where in (to, source)]
-        wide = dtype + (f"x{size}" if size > 1 else "")
-        s(f"P[{index[0]}] = " + (f"X[{index[1]}]" if dtype == "int8" else f'T.cast(X[{index[1]}], "{wide}")'))
+        s(f"P[{index[0]}] = {_as(dtype, f'X[{index[1]}]', size)}")
 
-    whole = count // _STEP if count >= 2 * _STEP else 0
+    vector = _VECTOR[dtype]
+    step = _STORES * vector
+    whole = count // step if count >= 2 * step else 0
     if whole:
         with s.block(f"for i in range({whole}):"):
-            for k in range(0, _STEP, CHUNK):
-                copy(f"i * {_STEP} + {k}", CHUNK)
-    at, size = whole * _STEP, CHUNK
+            for k in range(0, step, vector):
+                copy(f"i * {step} + {k}", vector)
+    at, size = whole * step, vector
     while at < count:
         if count - at < size and count >= size:
             at = count - size
@@ -135,3 +144,14 @@ def _move(s: Source, to: str, source: str, count: int, dtype: str) -> None:
             continue
         copy(str(at), size)
         at += size
+
+
+def _as(dtype: str, codes: str, lanes: int) -> str:
+    """int8 codes as the copy holds them."""
+    if dtype == "int8":
+        return codes
+    wide = dtype + (f"x{lanes}" if lanes > 1 else "")
+    if dtype == "int16":
+        return f'T.cast({codes}, "{wide}")'
+    top = f"T.broadcast(T.uint8(128), {lanes})" if lanes > 1 else "T.uint8(128)"
+    return f"T.bitwise_xor({as_type(wide, codes)}, {top})"

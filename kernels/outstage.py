@@ -15,6 +15,8 @@ from xdeploy.lir.ops import has_residual
 from .snippets import Source
 from .vectors import ramp, shuffle
 
+_MOST = 16  # codes that are written together
+
 
 def added_constant(node: Node) -> int:
     """What is added to a residual addition's products: the zero point in it, which leaves the clamp for that.
@@ -25,12 +27,45 @@ def added_constant(node: Node) -> int:
     return int((a["add_const"] + a["out_zero"] * a["add_a"] + (1 << 31)) % (1 << 32) - (1 << 31))
 
 
-class OutStage(ABC):
-    """Writes the output stage; declares its scalars on `source`."""
+class TileStage(ABC):
+    """Writes the outputs of tiles on `source`."""
 
     def __init__(self, source: Source, node: Node) -> None:
-        self.s, self.a, a = source, node.attrs, node.attrs
-        self.residual, self._count = has_residual(node), 0
+        self.s, self.a, self.residual, self._count = source, node.attrs, has_residual(node), 0
+
+    @abstractmethod
+    def tile(
+        self, sums: Sequence[Sequence[str]], multipliers: Sequence[str], at: Sequence[str], channels: int, lanes: int
+    ) -> None:
+        """Write `channels` codes of each pixel, which begin at these places.
+
+        sums: by pixel and group of `lanes` channels, the last of which may not be whole; multipliers: by group.
+        """
+
+    def words(self) -> bool:
+        """Whether `apart` can be used; to be asked once, before."""
+        return False
+
+    def apart(self, sums: Sequence[str], multiplier: str, places: Sequence[str], valid: Sequence[str] = ()) -> None:
+        """Write one group of four channels of up to four pixels, which stand at these places in quads of codes.
+
+        valid: for each pixel a test, or an empty text; where the test fails its codes are not written.
+        """
+        raise NotImplementedError
+
+    def bind(self, value: str) -> str:
+        """A name for a value; no name is used twice."""
+        self._count += 1
+        self.s(f"v{self._count} = {value}")
+        return f"v{self._count}"
+
+
+class OutStage(TileStage):
+    """Groups of up to 16 channels of a pixel; declares its scalars on `source`."""
+
+    def __init__(self, source: Source, node: Node) -> None:
+        super().__init__(source, node)
+        a = node.attrs
         if not self.residual:
             source.integer("out_zero", a["out_zero"])
             return
@@ -47,26 +82,19 @@ class OutStage(ABC):
         value = self.codes(list(sums), list(multipliers), at, channels)
         self._store(self._clamped(value, low, high, 16 if channels > 8 else 8), at, channels)
 
-    def words(self) -> bool:
-        """Whether `apart` can be used; to be asked once, before."""
-        return False
-
-    def apart(self, sums: Sequence[str], multiplier: str, places: Sequence[str], valid: Sequence[str] = ()) -> None:
-        """Write one group of four channels of up to four pixels, which stand at these places in quads of codes.
-
-        valid: for each pixel a test, or an empty text; where the test fails its codes are not written.
-        """
-        raise NotImplementedError
+    def tile(
+        self, sums: Sequence[Sequence[str]], multipliers: Sequence[str], at: Sequence[str], channels: int, lanes: int
+    ) -> None:
+        """Pixel after pixel."""
+        for row, place in zip(sums, at, strict=True):
+            for start in range(0, channels, _MOST):
+                count = min(_MOST, channels - start)
+                part = slice(start // lanes, -(-(start + count) // lanes))
+                self(row[part], multipliers[part], self.s.let(f"{place} + {start}"), count)
 
     @abstractmethod
     def codes(self, sums: list[str], multipliers: list[str], at: str, channels: int) -> str:
         """int8x16, or int8x8 of up to eight channels, before bounds that are tighter than int8."""
-
-    def bind(self, value: str) -> str:
-        """A name for a value; no name is used twice."""
-        self._count += 1
-        self.s(f"v{self._count} = {value}")
-        return f"v{self._count}"
 
     def _clamped(self, value: str, low: int, high: int, lanes: int) -> str:
         """`value` within the bounds that saturation does not give already."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from xdeploy.formats import Int8, Int32
 from xdeploy.lir.graph import Node
 
-from .outstage import OutStage
+from .outstage import TileStage
 from .snippets import Source
 
 CHUNK = 16  # codes in 128 bits
@@ -32,6 +32,8 @@ class Product(ABC):
     late: bool = False  # accumulators begin with zeros, and sums get the bias at the end
     unit: int  # codes of one channel that stand together in the packed weights
     vectors: int  # accumulators per pixel and group; a pair of pixels counts as two
+    offset: int = 0  # what the copy of the image adds to codes
+    most_pixels: int = 12  # of a tile
     exact: tuple[int, ...]  # codes at the end of a run that can be read without reading on
 
     def rounded(self, codes: int) -> int:
@@ -51,11 +53,11 @@ class Product(ABC):
         """Instructions of the output stage for a pixel's group."""
 
     @abstractmethod
-    def stage(self, source: Source, node: Node) -> OutStage:
+    def stage(self, source: Source, node: Node) -> TileStage:
         """The output stage, its scalars declared on `source`."""
 
     @abstractmethod
-    def multipliers(self, multiplier: Int32) -> Int32:
+    def multipliers(self, node: Node, multiplier: Int32) -> Int32:
         """The requantisation's multipliers as the output stage reads them."""
 
     @abstractmethod

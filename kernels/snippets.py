@@ -150,18 +150,24 @@ class OutputStage:
         source(f"Y[{at}] = {clamp(f'T.shift_right({total}, {self.add_shift})', self.add_low, self.add_high)}")
 
 
-def folded_bias(node: Node) -> Int32:
-    """bias[o] - in_zero * sum(w[o]): lets the kernel multiply raw codes, padding with in_zero."""
+def folded_bias(node: Node, offset: int = 0) -> Int32:
+    """bias[o] - (in_zero + offset) * sum(w[o]): lets the kernel multiply codes + offset, padding with in_zero + offset.
+
+    Modulo 2^32, as in the register.
+    """
     sums = node.values.astype(np.int64).reshape(len(node.values), -1).sum(axis=1)
-    folded = node.consts["bias"].astype(np.int64) - int(node.attrs["in_zero"]) * sums
+    folded = node.consts["bias"].astype(np.int64) - (int(node.attrs["in_zero"]) + offset) * sums
     result: Int32 = folded.astype(np.int32)
     return result
 
 
-def channel_consts(node: Node) -> dict[str, NDArray[Any]]:
-    """The per-channel constants every weighted kernel reads: folded bias and multiplier, int32 (O,)."""
+def channel_consts(node: Node, offset: int = 0) -> dict[str, NDArray[Any]]:
+    """The per-channel constants every weighted kernel reads: folded bias and multiplier, int32 (O,).
+
+    offset: as of `folded_bias`.
+    """
     multiplier = np.broadcast_to(node.consts["multiplier"].astype(np.int32), len(node.values))
-    return {"bias": folded_bias(node), "multiplier": np.ascontiguousarray(multiplier)}
+    return {"bias": folded_bias(node, offset), "multiplier": np.ascontiguousarray(multiplier)}
 
 
 def weight_consts(node: Node, packed: NDArray[Any]) -> dict[str, NDArray[Any]]:

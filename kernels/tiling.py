@@ -80,7 +80,7 @@ def _along(
         return _window_cost(product, runs, pixels, groups) + outputs + 8
 
     best: tuple[tuple[tuple[int, int], ...], float] | None = None
-    for pixels in range(1, min(width, 12) + 1):
+    for pixels in range(1, min(width, product.most_pixels) + 1):
         if product.fits(pixels, groups, free) or pixels == 1:
             whole, rest = divmod(width, pixels)
             tiles = ((pixels, whole),) + (((rest, 1),) if rest else ())
@@ -99,6 +99,8 @@ def tiling_of(product: Product, shape: Shape, runs: Runs, output: tuple[int, flo
     found: list[Tiling] = []
     for groups in (q for q in _GROUPS if q <= total and product.fits(1, q, output[0])):
         blocks, rest = divmod(total, groups)
+        if rest and not product.fits(1, rest, output[0]):
+            continue
         if not rest and shape.out_channels % product.lanes:  # only the last block is not full
             blocks, rest = blocks - 1, groups
         tiles, cost = _along(product, runs, width, groups, output)

@@ -23,20 +23,54 @@ _REGISTERS = 16
 _SWAPPED = [0, 1, 2, 3, 8, 9, 10, 11]  # of 16 channels those of the first vector; the others are in the second
 
 
-def avx2(result: str, name: str, *arguments: str) -> str:
+def intrinsic(result: str, name: str, *arguments: str) -> str:
     """Call of an LLVM intrinsic."""
     return f'T.call_llvm_pure_intrin("{result}", "llvm.{name}", {", ".join(arguments)})'
 
 
-def acc(index: int) -> str:
+def acc(index: int, lanes: int = LANES) -> str:
     """Accumulator number `index`."""
-    return f"acc[{ramp(str(index * LANES), LANES)}]"
+    return f"acc[{ramp(str(index * lanes), lanes)}]"
 
 
-class PairProduct(Product):
+class BroadcastProduct(Product):
+    """`unit` codes of one pixel are broadcast and meet the channels of a vector: an accumulator for each of these."""
+
+    vectors, exact = 1, ()
+
+    def accumulators(self, pixels: int, groups: int) -> int:
+        """One for each pixel and group."""
+        return pixels * groups
+
+    def sum_cost(self) -> float:
+        """Nothing to do."""
+        return 0.0
+
+    def pack(self, codes: Int8) -> Int8:
+        """(units) x (channels of a unit's codes)."""
+        blocks, channels, row = codes.shape
+        cut = codes.reshape(blocks, channels, row // self.unit, self.unit).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(cut).reshape(blocks, -1)
+
+    def start(self, bias: Int32) -> Int32:
+        """The bias."""
+        return bias.reshape(-1, self.lanes)
+
+    def clear(self, s: Source, pixels: int, groups: int, at: str) -> None:
+        """A copy of the bias for each pixel."""
+        for v in range(groups):
+            for p in range(pixels):
+                s(f"{self.sum(p, v, groups)} = B[{ramp(f'{at} + {v * self.lanes}', self.lanes)}]")
+
+    def sum(self, pixel: int, group: int, groups: int) -> str:
+        """The accumulator."""
+        return acc(pixel * groups + group, self.lanes)
+
+
+class PairProduct(BroadcastProduct):
     """`vpmaddwd`: a pair of codes of one pixel by eight channels."""
 
-    isa, lanes, dtype, vectors, exact = "x86", LANES, "int16", 1, ()
+    isa, lanes, dtype = "x86", LANES, "int16"
     chunk = unit = 2  # more at a time, and LLVM would add products first, and run out of registers
 
     def order(self, groups: int) -> list[int]:
@@ -58,7 +92,7 @@ class PairProduct(Product):
         """The output stage."""
         return Stage(source, node)
 
-    def multipliers(self, multiplier: Int32) -> Int32:
+    def multipliers(self, node: Node, multiplier: Int32) -> Int32:
         """As they are."""
         return multiplier
 
@@ -66,33 +100,9 @@ class PairProduct(Product):
         """Accumulators, the weights of all groups, a pair of codes and its product."""
         return pixels * groups + groups + 2 <= free
 
-    def accumulators(self, pixels: int, groups: int) -> int:
-        """One for each pixel and group."""
-        return pixels * groups
-
     def cost(self, pixels: int, groups: int, codes: int) -> float:
         """For every pair of codes: load weights, broadcast codes, multiply and add."""
         return codes / 2 * (1.5 * groups + pixels + 2.0 * pixels * groups)
-
-    def sum_cost(self) -> float:
-        """Nothing to do."""
-        return 0.0
-
-    def pack(self, codes: Int8) -> Int8:
-        """(pairs) x (channels of 2 codes)."""
-        blocks, channels, row = codes.shape
-        cut = codes.reshape(blocks, channels, row // 2, 2).transpose(0, 2, 1, 3)
-        return np.ascontiguousarray(cut).reshape(blocks, -1)
-
-    def start(self, bias: Int32) -> Int32:
-        """The bias."""
-        return bias.reshape(-1, LANES)
-
-    def clear(self, s: Source, pixels: int, groups: int, at: str) -> None:
-        """A copy of the bias for each pixel."""
-        for v in range(groups):
-            for p in range(pixels):
-                s(f"{acc(p * groups + v)} = B[{ramp(f'{at} + {v * LANES}', LANES)}]")
 
     def multiply(
         self, s: Source, bind: Bind, pixels: int, groups: int, codes: int, x: Codes, w: str, slack: bool
@@ -103,15 +113,11 @@ class PairProduct(Product):
             value = bind(as_type("int16x16", f"T.broadcast({as_type('int32', x(p, 0, 2))}, {LANES})"))
             for v in range(groups):
                 a = acc(p * groups + v)
-                s(f"{a} = {a} + {avx2('int32x8', 'x86.avx2.pmadd.wd', value, weights[v])}")
+                s(f"{a} = {a} + {intrinsic('int32x8', 'x86.avx2.pmadd.wd', value, weights[v])}")
 
     def _weights(self, bind: Bind, w: str, index: int) -> str:
         """Pairs of eight channels, widened."""
         return bind(f'T.cast(W[{ramp(f"{w} + {index * CHUNK}", CHUNK)}], "int16x16")')
-
-    def sum(self, pixel: int, group: int, groups: int) -> str:
-        """The accumulator."""
-        return acc(pixel * groups + group)
 
 
 class WidePairProduct(PairProduct):
@@ -143,15 +149,15 @@ class Stage(OutStage):
             scaled = self._added(scaled, at)
         if len(scaled) == 1:
             parts = [half(scaled[0], i, LANES) for i in (0, 1)]
-            wide, lanes = avx2("int16x8", "x86.sse2.packssdw.128", *parts), 8
+            wide, lanes = intrinsic("int16x8", "x86.sse2.packssdw.128", *parts), 8
         else:
-            wide, lanes = avx2("int16x16", "x86.avx2.packssdw", *scaled), 16
+            wide, lanes = intrinsic("int16x16", "x86.avx2.packssdw", *scaled), 16
         if not self.residual:
             zero = "zero" if lanes == 16 else half("zero", 0, 16)
-            wide = avx2(f"int16x{lanes}", f"sadd.sat.v{lanes}i16", wide, zero)
+            wide = intrinsic(f"int16x{lanes}", f"sadd.sat.v{lanes}i16", wide, zero)
         wide = self.bind(wide)
         parts = [wide, wide] if lanes == 8 else [half(wide, i, lanes) for i in (0, 1)]
-        narrow = avx2("int8x16", "x86.sse2.packsswb.128", *parts)
+        narrow = intrinsic("int8x16", "x86.sse2.packsswb.128", *parts)
         return shuffle([narrow], range(8)) if lanes == 8 else narrow
 
     def _scaled(self, value: str, multiplier: str) -> str:

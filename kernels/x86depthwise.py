@@ -23,7 +23,7 @@ from .conv import Shape, is_depthwise
 from .imagecopy import WideCopying, copy_cost, copy_image, opened, row_codes
 from .snippets import channel_consts
 from .vectors import ramp, shuffle
-from .x86 import LANES, PairProduct, avx2
+from .x86 import LANES, PairProduct, intrinsic
 
 _TILE = 3  # pixels along a row at a time
 _MOST_TAPS = 64
@@ -174,7 +174,7 @@ def _interleaved(both: list[str], upper: int, lanes: int) -> str:
 def _products(codes: str, weights: str, lanes: int) -> str:
     """int32 sums of pairs."""
     name = "x86.avx2.pmadd.wd" if lanes == _FULL else "x86.sse2.pmadd.wd"
-    return avx2(f"int32x{lanes // 2}", name, codes, weights)
+    return intrinsic(f"int32x{lanes // 2}", name, codes, weights)
 
 
 for _format in FORMATS.values():

@@ -257,7 +257,13 @@ class Stages:
         graph = self._streamed(target)
         choice = tune(graph, target, self._tuning(target), options.form, self.progress)
         program = bind(graph, target, options.name or self._model_name(), options.form, choice, options.prefix)
-        artifact = build(program, graph, golden, target, folder, options, self._provenance())
+        # an emulator runs one level only; this machine runs what its CPU has
+        here = target.levels_here() if target.kind == "host" else ()
+        levels = {
+            level.name: tune(graph, target.at(level), self._tuning(target), options.form, self.progress)
+            for level in here
+        }
+        artifact = build(program, graph, golden, target, folder, options, self._provenance(), levels)
         measured = bench(
             artifact, golden, target, options=RunOptions(self.recipe.bench.repeats), progress=self.progress
         )

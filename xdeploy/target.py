@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from xdeploy.cpu import cpu_flags
 from xdeploy.errors import UsageError, choose_from, not_there
 from xdeploy.files import read_toml
 
@@ -21,6 +22,7 @@ _KEYS = {
     "memory": dict, "runner": dict, "cycles": dict, "energy": dict, "levels": list,
 }  # fmt: skip
 
+_FOUND_BY = ("hwcap", "hwcap2", "cpuid")  # how a level is found
 _COSTS = {"alu", "multiply", "mac", "multiply_long", "mac_long", "divide", "load", "load_pipelined", "load_double",
           "store", "branch_taken", "branch_not_taken", "vector", "vector_overlap", "gather", "issue"}  # fmt: skip
 # tables of numbers with their source: required and further numbers, required texts, required lists
@@ -40,10 +42,12 @@ _TABLES: dict[str, tuple[set[str], set[str], set[str], set[str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Instructions that some CPUs of a target have on top of it: found under Linux by a bit of the auxiliary vector.
+    """Instructions that some CPUs of a target have on top of it.
 
-    hwcap, hwcap2: number of the bit of AT_HWCAP or AT_HWCAP2; one of them is given, the other is -1. features: of
-    kernels, added to the target's. mcpu, mattr: for TVM. user_cpus: CPUs of QEMU's user mode whose best level it is.
+    Found under Linux in one of three ways. hwcap, hwcap2: number of a bit of AT_HWCAP or AT_HWCAP2, else -1. cpuid:
+    names of x86-64's features as /proc/cpuinfo has them, all of which the CPU must have (`builder.levels` knows where
+    CPUID tells them). features: of kernels, added to the target's. mcpu, mattr: for TVM. user_cpus: CPUs of QEMU's user
+    mode whose best level it is.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Level:
     mattr: tuple[str, ...]
     hwcap: int = -1
     hwcap2: int = -1
+    cpuid: tuple[str, ...] = ()
     user_cpus: tuple[str, ...] = ()
 
 
@@ -86,6 +91,11 @@ class Target:
         """This target on CPUs that have a level."""
         tvm = {**self.tvm, "mcpu": level.mcpu, "mattr": list(level.mattr)}
         return replace(self, isa=level.isa, features=(*self.features, *level.features), tvm=tvm, levels=())
+
+    def levels_here(self) -> tuple[Level, ...]:
+        """Those levels of an x86-64 target that this machine's CPU has."""
+        flags = cpu_flags()
+        return tuple(level for level in self.levels if level.cpuid and set(level.cpuid) <= flags)
 
     def level_of(self, cpu: str) -> str:
         """Name of the level that a CPU of QEMU's user mode runs; "" is the target's own."""
@@ -167,17 +177,17 @@ def _level(value: Any, where: str) -> Level:
     if not isinstance(value, dict):
         raise UsageError(f"target {where}: a level must be a table, got {value!r}")
     kinds = {"name": str, "isa": str, "features": list, "mcpu": str, "mattr": list, "hwcap": int, "hwcap2": int,
-             "user_cpus": list}  # fmt: skip
+             "cpuid": list, "user_cpus": list}  # fmt: skip
     unknown = sorted(set(value) - set(kinds))
     if unknown:
         raise choose_from(f"key in a level of target {where}", unknown[0], kinds)
     for key, kind in kinds.items():
         if key in value and not isinstance(value[key], kind):
             raise UsageError(f"target {where}: {key!r} of a level must be a {kind.__name__}, got {value[key]!r}")
-        if key not in value and key not in ("hwcap", "hwcap2", "user_cpus"):
+        if key not in value and key not in (*_FOUND_BY, "user_cpus"):
             raise UsageError(f"target {where}: a level has no {key!r}")
-    if ("hwcap" in value) == ("hwcap2" in value):
-        raise UsageError(f"target {where}: level {value['name']!r} wants either hwcap or hwcap2")
+    if sum(key in value for key in _FOUND_BY) != 1:
+        raise UsageError(f"target {where}: level {value['name']!r} wants one of {', '.join(_FOUND_BY)}")
     lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
     return Level(**lists)
 

@@ -95,11 +95,50 @@ class HostRunner:
                 self._library = _fresh(path)
             except OSError as error:
                 raise DeviceError(f"{path} cannot be loaded: {error}") from None
+            names = ["", *self.image.manifest.get("levels", ())]
+            self.image.level = names[getattr(self._library, f"{self.stem}_level")() if len(names) > 1 else 0]
         return self._library
 
+    @property
+    def stem(self) -> str:
+        """Of the names in the library: <prefix>_<model>."""
+        return str(self.image.manifest["symbols"]["run"]).removesuffix("_run")
+
+    @property
+    def level(self) -> str:
+        """The feature level that the library runs; "" is the target's own.
+
+        Raises:
+            DeviceError: the library cannot be used here.
+        """
+        self._load()
+        return self.image.level
+
+    @property
+    def isa(self) -> str:
+        """The instruction set of that level; raises as `level` does."""
+        level, manifest = self.level, self.image.manifest
+        return str(manifest["levels"][level]["isa"] if level else manifest["isa"])
+
+    @property
+    def program(self) -> dict[str, Any]:
+        """The program.json of that level; raises as `level` does."""
+        self._load()
+        return self.image.program
+
+    def choose_level(self, name: str) -> None:
+        """Run another feature level of the library from now on; "" is the target's own.
+
+        Raises:
+            DeviceError: the library cannot be used here, or the CPU lacks the level.
+        """
+        library, names = self._load(), ["", *self.image.manifest["levels"]]
+        if getattr(library, f"{self.stem}_choose_level")(names.index(name)):
+            raise DeviceError(f"this CPU lacks what level {name} needs")
+        self.image.level = name
+
     def _batch(self, library: Any, inputs: Int8, outputs: Int8) -> int:
-        run = self.image.manifest["symbols"]["run"]
-        stem = run.removesuffix("_run")
+        run, stem = self.image.manifest["symbols"]["run"], self.stem
         arena = aligned(getattr(library, f"{stem}_batch_arena_bytes")(), self.image.align)
         batch = getattr(library, f"{run}_batch")
         batch.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int]
@@ -114,9 +153,8 @@ class HostRunner:
         image, inputs, library = self.image, self.image.check(codes), self._load()
         run = getattr(library, image.manifest["symbols"]["run"])
         run.argtypes = [ctypes.c_void_p] * 3
-        stem = image.manifest["symbols"]["run"].removesuffix("_run")
         try:
-            hook = ctypes.c_void_p.in_dll(library, f"{stem}_layer_end")
+            hook = ctypes.c_void_p.in_dll(library, f"{self.stem}_layer_end")
         except ValueError:
             raise DeviceError(f"{image.artifact.folder} has no hook after its layers", hint="build it again") from None
         given, output, arena = (aligned(n, image.align) for n in (inputs.shape[1], image.output_bytes, image.arena))
@@ -152,7 +190,7 @@ class HostRunner:
         given, output, arena = (aligned(n, image.align) for n in (x.size, image.output_bytes, image.arena))
         given[: x.size] = x
         found = np.zeros(len(image.nodes), np.int64)
-        hook = ctypes.c_void_p.in_dll(library, f"{symbol.removesuffix('_run')}_layer_end")
+        hook = ctypes.c_void_p.in_dll(library, f"{self.stem}_layer_end")
         p = ctypes.c_void_p
         clock.argtypes = [p, p, p, p, p, ctypes.c_int, ctypes.c_int, p]
         run = ctypes.cast(getattr(library, symbol), p)
@@ -166,8 +204,7 @@ class HostRunner:
         Raises:
             DeviceError: it failed.
         """
-        run = self.image.manifest["symbols"]["run"]
-        test = getattr(self._load(), f"{run.removesuffix('_run')}_selftest")
+        test = getattr(self._load(), f"{self.stem}_selftest")
         arena = aligned(self.image.arena, self.image.align)
         test.argtypes = [ctypes.c_void_p]
         status = int(test(arena.ctypes.data))

@@ -26,6 +26,8 @@ _TIMES = f"least of {ROUNDS} inferences on one thread, memory warm, the clock's 
 _SIZES = {"cache": 1 << 14, "memory": 1 << 26}  # bytes that are read again and again
 _READ_TOTAL = 1 << 28  # bytes read for one figure
 _TURNS = 200_000
+# a word of the instruction set -> its function, and the instruction; the best first
+_MULTIPLY = {"vnni": ("xd_multiply_vnni", "vpdpbusd of AVX512-VNNI"), "": ("xd_multiply", "vpmaddwd of AVX2")}
 _Q = dict[str, Any]
 
 
@@ -49,9 +51,9 @@ def layers_and_limits(runner: HostRunner, codes: Int8) -> _Q:
         helper = ctypes.CDLL(str(native_library("roofline.c")))
     except (ToolchainError, OSError):
         return {}
-    before = _limits(helper)
+    before = _limits(helper, runner.isa)
     times = runner.layer_times(helper.xd_layer_times, codes, ROUNDS)
-    after = _limits(helper)
+    after = _limits(helper, runner.isa)
     names = [str(n["name"]) for n in runner.image.nodes]
     found = {
         name: quantity(significant(ns * 1e-9), "s", "measured", note=_TIMES)
@@ -65,16 +67,36 @@ def _better(a: _Q, b: _Q) -> _Q:
     return a if a["value"] >= b["value"] else b
 
 
-def _limits(helper: ctypes.CDLL) -> _Q:
+def multiply_limit(isa: str, helper: ctypes.CDLL | None = None) -> _Q | None:
+    """What this x86-64 machine multiplies at best on one thread, in MAC/s: the best of three measurements.
+
+    Args:
+        isa: the instruction set of the code that runs, as targets name it: its best instruction for int8 is measured.
+        helper: the library of roofline.c, where it has been loaded already.
+
+    Returns:
+        A quantity; None on another machine.
+
+    Raises:
+        ToolchainError: the compiler for the helper is missing or fails.
+    """
+    helper = helper or ctypes.CDLL(str(native_library("roofline.c")))
+    name, what = next(found for word, found in _MULTIPLY.items() if word in isa)
+    if not hasattr(helper, name):
+        return None
+    function = getattr(helper, name)
+    function.restype = ctypes.c_double
+    function.argtypes = [ctypes.c_int64, ctypes.c_void_p]
+    sum_ = np.zeros(1, np.int32)
+    best = max(function(_TURNS, sum_.ctypes.data) for _ in range(3))
+    assert sum_[0] % _TURNS == 0 < sum_[0], "the sums are kept"
+    return quantity(significant(best), "MAC/s", "measured", note=f"{what} on registers, one thread")
+
+
+def _limits(helper: ctypes.CDLL, isa: str) -> _Q:
     """The machine's limits on one thread, each the best of three."""
-    found = {}
-    if hasattr(helper, "xd_multiply"):
-        helper.xd_multiply.restype = ctypes.c_double
-        helper.xd_multiply.argtypes = [ctypes.c_int64, ctypes.c_void_p]
-        sum_ = np.zeros(1, np.int32)
-        best = max(helper.xd_multiply(_TURNS, sum_.ctypes.data) for _ in range(3))
-        note = "vpmaddwd of AVX2 on registers, one thread"
-        found["multiply"] = quantity(significant(best), "MAC/s", "measured", note=note)
+    multiply = multiply_limit(isa, helper)
+    found = {"multiply": multiply} if multiply else {}
     for name, size in _SIZES.items():
         note = f"reading {size >> 10:,} KiB again and again, one thread"
         found[name] = quantity(significant(_reading(helper, size)), "byte/s", "measured", note=note)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -154,11 +153,20 @@ class Image:
         self.arena = int(self.manifest["arena"]["bytes"])
         self.align = int(self.manifest["arena"]["align"])
         self.level = ""  # of the CPU, where the target has several
+        self._programs: dict[str, dict[str, Any]] = {}
 
-    @cached_property
+    @property
+    def program(self) -> dict[str, Any]:
+        """The program.json of the level."""
+        if self.level not in self._programs:
+            name = self._symbols.get("program", "program.json")
+            self._programs[self.level] = read_json(self.artifact.folder / name, "xdeploy.program/1")
+        return self._programs[self.level]
+
+    @property
     def nodes(self) -> list[dict[str, Any]]:
-        """The kernel calls in order, from program.json."""
-        value: list[dict[str, Any]] = read_json(self.artifact.folder / "program.json", "xdeploy.program/1")["nodes"]
+        """The kernel calls of the level in order."""
+        value: list[dict[str, Any]] = self.program["nodes"]
         return value
 
     @property

@@ -34,7 +34,7 @@ from xdeploy.handover import Artifact, GoldenIo
 from xdeploy.kernel import Code
 from xdeploy.lir.graph import LoweredGraph
 from xdeploy.process.lock import scratch_folder
-from xdeploy.program import Program
+from xdeploy.program import Choice, Program
 from xdeploy.recipe import PackageOptions
 from xdeploy.target import Target
 
@@ -49,6 +49,7 @@ def build(
     folder: Path,
     options: PackageOptions,
     provenance: Mapping[str, Any],
+    levels: Mapping[str, Choice] | None = None,
 ) -> Artifact:
     """Print and compile a program into `folder`.
 
@@ -60,6 +61,7 @@ def build(
         folder: OUT/<target>; replaced as a whole when everything has been built, else left as it was.
         options: the form and name asked for.
         provenance: "recipe" and "model" (name, sha256, ...), kept in the manifest.
+        levels: kernels that were chosen already for further feature levels of the target, by level.
 
     Raises:
         ToolchainError: the compiler is missing or fails. GateError: code and weights exceed the flash. UsageError:
@@ -70,11 +72,11 @@ def build(
     assert program.prefix == options.prefix, "bound with another prefix"
     build_time()  # a bad one is told before the compilers meet it
     with _beside(folder) as part, scratch_folder("build") as scratch:
-        program, further = bind_levels(program, graph, target)
-        levels = tuple(
-            Package(p, graph, golden, at, provenance, level_assembly(at.isa, _assembly(p, at))) for at, p in further
+        program, further = bind_levels(program, graph, target, levels or {})
+        packages = tuple(
+            Package(p, graph, golden, at, provenance, level_assembly(at, _assembly(p, at))) for at, p in further
         )
-        package = Package(program, graph, golden, target, provenance, _assembly(program, target), levels)
+        package = Package(program, graph, golden, target, provenance, _assembly(program, target), packages)
         package.write(part, None)
         stack = determine_stack(package, part, Path(scratch))
         package.write(part, stack)
@@ -169,7 +171,9 @@ def _manifest(
                     "calls": [c.symbol for c in p.calls], "constants": list(p.constants)},
         "sections": bare.sections,
         "flash": {"code": bare.code, "constants": bare.constants, "data": bare.data, "zeros": bare.zeros},
-        "levels": {level.name: {"run": f"{other.name}_run", "calls": [c.symbol for c in other.program.calls]}
+        "levels": {level.name: {"isa": level.isa, "run": f"{other.name}_run",
+                                "calls": [c.symbol for c in other.program.calls],
+                                "program": f"levels/{other.program.model}.json"}
                    for level, other in zip(target.levels, package.levels, strict=False)},
         "products": dict(products),
         "golden": "golden.npz",

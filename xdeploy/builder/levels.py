@@ -2,16 +2,17 @@
 
 The target's own features are level 0, which `xd_<m>_run` holds as in any package. Every further level of the target
 file is a program `xd_<m>_<level>` with kernels and packed weights of its own. A constructor asks the kernel's auxiliary
-vector once, before main; an inference costs a test and a jump more. <M>_LEVEL, defined as a level's number, builds that
-one alone, without operating system.
+vector or CPUID once, before main; an inference costs a test and a jump more. `xd_<m>_choose_level` takes another level
+later. <M>_LEVEL, defined as a level's number, builds that one alone, without operating system.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xdeploy.program import Program, bind
+from xdeploy.program import Choice, Program, bind
 from xdeploy.target import Level, Target
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _HEADER = """\
 #ifndef {upper}_LEVELS_H
 #define {upper}_LEVELS_H
 
-#include <stdint.h>
+#include "{name}.h"
 
 #ifdef __cplusplus
 extern "C" {{
@@ -37,7 +38,10 @@ extern "C" {{
 
 {prototypes}
 /* The number of the level that {name}_run runs. */
-int {name}_level(void);
+{upper}_API int {name}_level(void);
+
+/* Let {name}_run run another level from now on, not during an inference: 0, or -1 if this CPU or build lacks it. */
+{upper}_API int {name}_choose_level(int level);
 
 #ifndef {upper}_LEVEL
 extern int (*{name}_better)(const int8_t *input, int8_t *output, void *arena);
@@ -61,31 +65,82 @@ int {name}_level(void)
     return {upper}_LEVEL;
 }}
 
+int {name}_choose_level(int level)
+{{
+    return (level == {upper}_LEVEL) ? 0 : -1;
+}}
+
 #else
 
-#include <sys/auxv.h>
-
+{asking}
 int (*{name}_better)(const int8_t *input, int8_t *output, void *arena) = NULL;
-static int level = 0;
+static int chosen = 0;
+
+int {name}_choose_level(int level)
+{{
+    int (*run)(const int8_t *input, int8_t *output, void *arena) = NULL;
+
+{tests}
+    if ((level != 0) && (run == NULL)) {{
+        return -1;
+    }}
+    {name}_better = run;
+    chosen = level;
+    return 0;
+}}
 
 /* Runs when the program or the library is loaded. */
 __attribute__((constructor)) static void choose(void)
 {{
-{tests}
+    int level;
+
+    for (level = 1; level <= {count}; ++level) {{
+        (void){name}_choose_level(level);
+    }}
 }}
 
 int {name}_level(void)
 {{
-    return level;
+    return chosen;
 }}
 
 #endif
 """
 _TEST = """\
-    if (((getauxval({vector}) >> {bit}) & 1UL) != 0UL) {{
-        {name}_better = {name}_{level}_run;
-        level = {number};
+    if ((level == {number}) && {able}) {{
+        run = {name}_{level}_run;
     }}"""
+_AUXILIARY = "#include <sys/auxv.h>\n"
+# The operating system keeps a register file for programs where its bits of XCR0 are set: 0xE6 are those of AVX-512.
+_CPUID = """\
+#include <cpuid.h>
+
+/* Bit of a leaf of CPUID; registers are numbered from EAX on. */
+static int has(unsigned leaf, int number, unsigned bit)
+{
+    unsigned r[4] = {0U, 0U, 0U, 0U};
+
+    return (__get_cpuid_count(leaf, 0U, &r[0], &r[1], &r[2], &r[3]) != 0) && (((r[number] >> bit) & 1U) != 0U);
+}
+
+/* Whether the operating system saves these registers. */
+static int saved(unsigned registers)
+{
+    unsigned low, high;
+
+    if (has(1U, 2, 27U) == 0) {
+        return 0;
+    }
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0U));
+    (void)high;
+    return (low & registers) == registers;
+}
+"""
+# name in /proc/cpuinfo -> leaf of CPUID (subleaf 0), register from EAX on, bit (Intel SDM volume 2, CPUID)
+_BITS = {
+    "avx512f": (7, 1, 16), "avx512dq": (7, 1, 17), "avx512bw": (7, 1, 30), "avx512vl": (7, 1, 31),
+    "avx512_vnni": (7, 2, 11),
+}  # fmt: skip
 _JUMP = """\
 #ifndef {upper}_LEVEL
     if ({name}_better != NULL) {{
@@ -95,14 +150,20 @@ _JUMP = """\
 """
 
 
-def bind_levels(program: Program, graph: LoweredGraph, target: Target) -> tuple[Program, list[tuple[Target, Program]]]:
-    """A program for every further level, and the first one with an arena that is large enough for all."""
+def bind_levels(
+    program: Program, graph: LoweredGraph, target: Target, choices: Mapping[str, Choice]
+) -> tuple[Program, list[tuple[Target, Program]]]:
+    """A program for every further level, and the first one with an arena that is large enough for all.
+
+    choices: kernels that were chosen already, by level.
+    """
     if program.form == "portable":
         return program, []
     found = []
     for level in target.levels:
         at = target.at(level)
-        found.append((at, bind(graph, at, f"{program.model}_{level.name}", program.form, None, program.prefix)))
+        name, choice = f"{program.model}_{level.name}", choices.get(level.name)
+        found.append((at, bind(graph, at, name, program.form, choice, program.prefix)))
     arena = max([program.arena, *(p.arena for _, p in found)])
     return replace(program, arena=arena), found
 
@@ -120,16 +181,26 @@ def level_files(package: Package) -> dict[str, str]:
         f"int {package.name}_{level.name}_run(const int8_t *input, int8_t *output, void *arena);\n" for level in levels
     )
     tests = "\n".join(_test(package.name, i, level) for i, level in enumerate(levels, 1))
+    asking = _CPUID if any(level.cpuid for level in levels) else _AUXILIARY
     header = _HEADER.format(**values, base=package.target.isa, told=told, prototypes=prototypes)
     return {
         **texts, f"include/{package.name}_levels.h": header,
-        f"src/{package.name}_levels.c": _SOURCE.format(**values, tests=tests),
+        f"src/{package.name}_levels.c": _SOURCE.format(**values, tests=tests, asking=asking, count=len(levels)),
     }  # fmt: skip
 
 
 def _test(name: str, number: int, level: Level) -> str:
+    return _TEST.format(name=name, able=_able(level), level=level.name, number=number)
+
+
+def _able(level: Level) -> str:
+    """C expression: whether this CPU has a level."""
+    if level.cpuid:
+        bits = [_BITS[flag] for flag in level.cpuid]
+        words = [f"(has({leaf}U, {number}, {bit}U) != 0)" for leaf, number, bit in bits]
+        return " && ".join(["(saved(0xE6U) != 0)", *words])
     vector, bit = ("AT_HWCAP2", level.hwcap2) if level.hwcap2 >= 0 else ("AT_HWCAP", level.hwcap)
-    return _TEST.format(name=name, vector=vector, bit=bit, level=level.name, number=number)
+    return f"(((getauxval({vector}) >> {bit}) & 1UL) != 0UL)"
 
 
 def with_levels(package: Package, executor: str) -> str:
@@ -153,6 +224,9 @@ def with_levels(package: Package, executor: str) -> str:
     )
 
 
-def level_assembly(level: str, assembly: str) -> str:
-    """Assembly that says itself which instructions it holds: the package is compiled for level 0."""
-    return f"\t.arch {level}\n{assembly}"
+def level_assembly(target: Target, assembly: str) -> str:
+    """Assembly that says itself which instructions it holds: the package is compiled for level 0.
+
+    Assemblers of x86-64 take all instructions that they know.
+    """
+    return assembly if "x86" in target.features else f"\t.arch {target.isa}\n{assembly}"

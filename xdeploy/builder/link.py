@@ -165,6 +165,7 @@ def link_library(package: Package, folder: Path, weights: Path) -> Path:
     library = f"lib/lib{name}.so"
     options = ["-shared", "-fPIC", "-fvisibility=hidden", f"-D{upper}_SELFTEST", "-Wl,-Bsymbolic", "-Wl,--gc-sections",
                "-Ilib", f'-D{upper}_HOOKS="{name}_hooks.h"',
+               *(f'-D{p.name.upper()}_HOOKS="{name}_hooks.h"' for p in package.levels),
                f'-D{upper}_API=__attribute__((visibility("default")))']  # fmt: skip
     triple = str(package.target.compiler["triple"])
     cc(
