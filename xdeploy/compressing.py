@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from xdeploy.model.network import Network
     from xdeploy.model.source import SourceModel
 
-STEP_SAMPLES = 4000  # validation samples that tell what each step did, where none of them selects anything
+SEARCH_SAMPLES = 2000  # validation samples that tell plans apart, and what each step did where nothing is trained
 FIRST_DRAW = 2_000_000  # fine-tuning's epochs, which number the shuffles of its data, end before it
 
 
@@ -50,7 +50,7 @@ def apply_plan(
 
     s, o = source, recipe
     recover = RecoverOptions() if search else o.recover
-    most = None if recover.epochs else STEP_SAMPLES
+    most = None if recover.epochs else SEARCH_SAMPLES
     return compress(
         s.network,
         plan,

@@ -16,7 +16,6 @@ from xdeploy.target import Target
 if TYPE_CHECKING:
     from xdeploy.model.source import SourceModel
 
-SEARCH_SAMPLES = 2000  # validation samples used while searching a plan
 SEARCH_BATCHES = 8  # of AT_ONCE samples, after each of which a plan may be given up
 CLEAR = 4.0  # standard errors
 
@@ -38,7 +37,7 @@ def decide(
     """
     from xdeploy.compress.apply import Memory
     from xdeploy.compress.fakequant import FakeQuantModule
-    from xdeploy.compressing import apply_plan, rescorer
+    from xdeploy.compressing import SEARCH_SAMPLES, apply_plan, rescorer
     from xdeploy.model.top1 import AT_ONCE, right
     from xdeploy.model.torchmodule import NetworkModule
     from xdeploy.plan.allocate import allocate

@@ -26,7 +26,7 @@ from xdeploy.meter import Meter
 from xdeploy.recipe import TuneOptions
 from xdeploy.request import Expectant, Progress, Request, is_kept, refuse_kept, stage_keys
 from xdeploy.store import Store
-from xdeploy.target import Target, host_target
+from xdeploy.target import Target, host_target, measuring_target
 
 if TYPE_CHECKING:
     from xdeploy.bench.host import HostRunner
@@ -310,10 +310,8 @@ class Stages:
         """The host library, built for measuring where no host target was asked for."""
         from xdeploy.bench.host import HostRunner
 
-        host = host_target()
-        if host.name in self.artifacts:
-            return HostRunner(self.artifacts[host.name])
-        return HostRunner(self._build(host, self.folder / HOST))
+        asked_for = self.artifacts.get(host_target().name)
+        return HostRunner(asked_for or self._build(measuring_target(), self.folder / HOST))
 
     # ----------------------------------------------------------------- a quantised file that is kept as it is
     def _adopt(self) -> None:
