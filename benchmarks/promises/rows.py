@@ -1,4 +1,7 @@
-"""The rows of benchmarks/results/promises.json: one per point that was tried, kept as soon as it is there."""
+"""The rows of benchmarks/results/promises.json: one per point that was tried, kept as soon as it is there.
+
+A row names the commit it was tried at; those without are of the commit of the earliest ones.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,8 @@ def work(
             break
         if key in found and not found[key]["wrong"]:
             continue
-        found[key] = job()
-        told = {k: v for k, v in found[key].items() if k not in ("wrong", "file", "at")}
+        found[key] = {**job(), "commit": commit(ROOT)}
+        told = {k: v for k, v in found[key].items() if k not in ("wrong", "file", "at", "commit")}
         print(key, found[key].get("file", ""), told, *found[key]["wrong"], flush=True)
         document = _document()  # another sweep may write its own section meanwhile
         failed = sorted(k for k, r in found.items() if r["wrong"])
