@@ -279,7 +279,7 @@ class StepLog:
         self._last, self._size = 0.0, 0
 
     def _measure(self, module: NetworkModule | FakeQuantModule) -> tuple[float, int]:
-        return accuracy(module, self.validation() if self.validation is not None else ())
+        return (0.0, 0) if self.validation is None else accuracy(module, self.validation())
 
     def start(self, module: NetworkModule, size: int) -> None:
         """Measure the network, of `size` bytes, before the first step."""
