@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache  # what runs is what was loaded, whatever happens to the checkout meanwhile
 def commit(root: Path) -> str | None:
-    """The commit checked out in `root`, None where `root` is no checkout or git is not there."""
+    """The commit checked out in `root` when it was first asked for, None where `root` is no checkout or without git."""
     if not (root / ".git").exists():  # a package below some other project's checkout has no commit of ours
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -63,6 +63,7 @@ class Ended:
 def load_all() -> None:
     """Import what a build imports, without running any of it."""
     import xdeploy
+    from xdeploy.environment import commit
 
     for name in _LOADED:
         importlib.import_module(name)
@@ -70,6 +71,7 @@ def load_all() -> None:
         if not module.name.endswith(("__main__", "rpc_client", ".child")):
             with contextlib.suppress(ImportError):  # optional packages
                 importlib.import_module(module.name)
+    commit(Path(xdeploy.__file__).parents[1])  # a run's files name it; rows that are written do not change it any more
 
 
 def start(work: Work, place: Place, log: Path, *, stopped: bool = False) -> tuple[int, str]:
