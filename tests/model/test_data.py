@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from xdeploy.errors import UsageError
-from xdeploy.model import images
+from xdeploy.model import decoder, decoding, images
 from xdeploy.model.data import check_classes, load_data
 
 RNG = np.random.default_rng(0)
@@ -261,11 +261,11 @@ def test_refused(tmp_path: Path, case: str) -> None:
 
 
 def test_pixels_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 20)
+    monkeypatch.setattr(decoder, "MAX_PIXELS", 20)
     with pytest.raises(UsageError, match="5x6 pixels"):
         load_data(write_folder(tmp_path))
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
-    monkeypatch.setattr(images, "MAX_TOTAL", 1000)
+    monkeypatch.setattr(decoder, "MAX_PIXELS", 100)
+    monkeypatch.setattr(decoding, "MAX_TOTAL", 1000)
     with pytest.raises(UsageError, match="12 images of 5x6"):
         load_data(tmp_path)
 
@@ -301,7 +301,7 @@ def test_progress_is_told_for_many_images(tmp_path: Path, monkeypatch: pytest.Mo
     write_folder(tmp_path)
     load_data(tmp_path, progress=lambda *step: seen.append(step))
     assert not seen
-    monkeypatch.setattr(images, "BAR_FROM", 5)
+    monkeypatch.setattr(decoding, "BAR_FROM", 5)
     load_data(tmp_path, progress=lambda *step: seen.append(step))
     assert seen[0] == ("reading images", 0, 12)
 

@@ -151,8 +151,8 @@ def test_the_environment_is_told(tmp_path: Path) -> None:
     assert found["packages"]["numpy"] == np.__version__
     assert json.loads(json.dumps(found)) == found
     assert commit(tmp_path) is None
-    (tmp_path / ".git").mkdir()
-    assert commit(tmp_path) is None  # no repository that git knows
+    (tmp_path / "other" / ".git").mkdir(parents=True)
+    assert commit(tmp_path / "other") is None  # no repository that git knows
 
 
 def test_a_sealed_page_is_kept_until_something_changes(tmp_path: Path) -> None:

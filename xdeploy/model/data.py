@@ -18,7 +18,8 @@ from xdeploy.errors import UsageError, not_there
 from xdeploy.files import StorageError
 from xdeploy.handover import laid_out
 from xdeploy.model.bars import Progress
-from xdeploy.model.images import decode, list_folder, list_zip
+from xdeploy.model.decoding import decode
+from xdeploy.model.images import list_folder, list_zip
 from xdeploy.model.npzfile import read_arrays
 from xdeploy.model.spool import picked, pieces, stored
 

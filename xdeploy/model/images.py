@@ -1,36 +1,24 @@
-"""Class folders of images, on disk or in a zip, decoded into one uint8 array that lies in a mapped file.
+"""Class folders of images, on disk or in a zip: which files there are, and of which classes.
 
 Nothing in a zip is trusted: names that lead outside, absurd sizes and broken images are refused by name.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from xdeploy.errors import UsageError
-from xdeploy.model.bars import Progress, stepping
-from xdeploy.model.spool import Spool, stored
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 MAX_FILE = 64 * 2**20  # bytes of one image file
-MAX_PIXELS = 64 * 2**20  # of one image
 MAX_TOTAL = 16 * 2**30  # bytes of all files, and of all decoded images
-BAR_FROM = 2000  # images from which decoding is worth a progress bar
-_PIECE = 2**18  # pixels that a thread decodes at a time: tasks of one small image cost more than the image
-_BLOCK = 64  # such pieces handed to the decoding threads at once
-_SMALL = 64 * 64  # pixels of an image up to which threads wait for each other, as most of the work is Python's
-
-UInt8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,76 +118,3 @@ def _parts(name: str) -> tuple[str, ...]:
 def _is_hidden(name: str) -> bool:
     parts = _parts(name)
     return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
-
-
-def decode(files: ImageFiles, where: str, channels: int | None, progress: Progress | None) -> UInt8:
-    """Decode all images into (N, H, W, C); C is `channels`, or 1 if all images are grey and 3 otherwise.
-
-    Raises:
-        UsageError: a broken image, or one whose size differs from the first one's; named.
-    """
-    first, _ = _decode_one(files.read(files.names[0]), f"{where}: {files.names[0]}")
-    if len(files.names) * first.size > MAX_TOTAL:
-        raise UsageError(f"{where}: {len(files.names)} images of {first.shape[1]}x{first.shape[0]} exceed "
-                         f"{MAX_TOTAL >> 30} GiB", hint="scale the images to the model's input size")  # fmt: skip
-    depth = channels if channels in (1, 3) else 3
-    shape = (len(files.names), *first.shape[:2], depth)
-    grey = np.zeros(len(files.names), bool)
-    with Spool(shape, np.uint8) as spool:
-        _decode_all(files, where, spool, grey, progress)
-        out = spool.array()
-    return stored(out[..., :1], np.uint8) if channels is None and grey.all() else out
-
-
-def _decode_all(
-    files: ImageFiles, where: str, spool: Spool, grey: NDArray[np.bool_], progress: Progress | None
-) -> None:
-    """Decode every image to its row; `grey` (N,) is told which are so."""
-    height, width, depth = spool.shape[1:]
-
-    def one(i: int) -> UInt8:
-        name = f"{where}: {files.names[i]}"
-        image, grey[i] = _decode_one(files.read(files.names[i]), name, depth)
-        if image.shape != (height, width, depth):
-            raise UsageError(
-                f"{name} is {image.shape[1]}x{image.shape[0]}, the first image {width}x{height} (width x height)",
-                hint="scale all images to the model's input size",
-            )
-        return image
-
-    def work(piece: range) -> int:
-        spool.write(piece.start, np.stack([one(i) for i in piece]))
-        return piece.stop
-
-    count, several = len(files.names), max(1, _PIECE // (height * width))
-    shown = progress if count > BAR_FROM else (lambda what, done, total: None)
-    threads = 1 if height * width <= _SMALL else None
-    with stepping("reading images", count, shown) as step, ThreadPoolExecutor(threads) as pool:
-        step(0)
-        try:
-            for start in range(0, count, _BLOCK * several):  # a queue of all images would hold an object of each
-                end = min(start + _BLOCK * several, count)
-                for done in pool.map(work, (range(i, min(i + several, end)) for i in range(start, end, several))):
-                    step(done)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _decode_one(data: bytes, name: str, channels: int = 3) -> tuple[UInt8, bool]:
-    """(H, W, channels) and whether the file is grey."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UsageError(f"{name} has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS >> 20} Mi")
-            if image.mode == "F" or image.mode.startswith("I"):
-                raise UsageError(
-                    f"{name} has more than 8 bits per channel (mode {image.mode})", hint="save it as 8 bit"
-                )
-            grey, wanted = image.mode in ("1", "L", "LA"), "L" if channels == 1 else "RGB"
-            array = np.asarray(image if image.mode == wanted else image.convert(wanted))
-    except UsageError:
-        raise
-    except Exception as error:  # Pillow raises many kinds for broken files
-        raise UsageError(f"{name} is not a readable image: {error}") from None
-    return array.reshape(*array.shape[:2], channels), grey

@@ -82,12 +82,23 @@ class Collector:
         self.lost += float((arrived + absorbed - sent).abs().sum())
         self.explained += float(sent.abs().sum())
 
+    def add(self, other: Collector) -> None:
+        """Count what another collector of the same layers has of other samples."""
+        for mine, more in zip(self._sums(), other._sums(), strict=True):
+            mine += more
+        self.samples += other.samples
+        self.lost += other.lost
+        self.explained += other.explained
+
     def add_up(self) -> None:
         """Add what other processes have collected of their share of the samples."""
         totals = torch.tensor([self.samples, self.lost, self.explained], dtype=torch.float64)
-        sums = [s for m in self.moments.values() for s in (m.magnitude, m.square, m.signed) if s is not None]
-        ranks.add_up([totals, *sums, *self.channel.values()])
+        ranks.add_up([totals, *self._sums()])
         self.samples, self.lost, self.explained = int(totals[0]), float(totals[1]), float(totals[2])
+
+    def _sums(self) -> list[Tensor]:
+        moments = (s for m in self.moments.values() for s in (m.magnitude, m.square, m.signed) if s is not None)
+        return [*moments, *self.channel.values()]
 
     @property
     def residual(self) -> float:
