@@ -147,7 +147,7 @@ def load_data(
         raise not_there(path, "data")
     if path.is_dir():
         files = list_folder(path)
-        return _image_set(path, decode(files, str(path), channels, progress), files.labels, files.classes, mean, std)
+        return _image_set(path, decode(files, channels, progress), files.labels, files.classes, mean, std)
     if path.suffix.lower() == ".npz":
         return _from_npz(path, mean, std, shape)
     if path.suffix.lower() != ".zip":
@@ -155,7 +155,7 @@ def load_data(
     try:
         with zipfile.ZipFile(path) as archive:
             files = list_zip(path, archive)
-            samples = decode(files, str(path), channels, progress)
+            samples = decode(files, channels, progress)
     except StorageError:
         raise
     except (zipfile.BadZipFile, OSError, RuntimeError) as error:

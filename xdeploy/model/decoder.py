@@ -1,16 +1,20 @@
-"""Decoding images of one size; as a program, for another process of this package.
+"""Reading and decoding images of one size; as a program, for another process of this package.
 
-`python -m xdeploy.model.decoder PID` takes pickled pieces from its standard input until that ends, and answers each
-with pickled rows or an error. What travels is made by this package on both sides.
+`python -m xdeploy.model.decoder PID` takes a pickled `Task` from its standard input, then pickled pieces until that
+ends; it decodes each into the task's array and answers with the pickled greys or an error. What travels is made by this
+package on both sides.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
 import sys
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -18,45 +22,64 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xdeploy.errors import UsageError
+from xdeploy.model.spool import write_at
 from xdeploy.process.child import end_with
 
 MAX_PIXELS = 64 * 2**20  # of one image
 
 UInt8 = NDArray[np.uint8]
+Grey = NDArray[np.bool_]
+
+
+class Task(NamedTuple):
+    """What is common to all pieces of a data set."""
+
+    path: str  # of the folder or zip
+    shape: tuple[int, int, int]  # height, width and channels that are expected
+    descriptor: int  # of the open file that takes the rows
 
 
 class Piece(NamedTuple):
     """Some images that follow each other in their data set."""
 
     first: int  # number of the first one
-    files: Sequence[tuple[str, bytes]]  # what to call the image in an error, and the content of its file
-    shape: tuple[int, int, int]  # height, width and channels that are expected
+    names: Sequence[str]  # in the folder or zip
 
 
-class Rows(NamedTuple):
-    """What a piece holds."""
-
-    images: UInt8  # (N, height, width, channels)
-    grey: NDArray[np.bool_]  # (N,) whether the file is
+Read = Callable[[str], bytes]
 
 
-def decode_piece(piece: Piece) -> Rows:
-    """Decode all images of a piece.
+def reader(path: Path, archive: zipfile.ZipFile | None = None) -> Read:
+    """What gives the content of a file of a folder, or of an open zip, by its name."""
+    if archive is None:
+        return lambda name: (path / name).read_bytes()
+    members = archive
+
+    def read(name: str) -> bytes:
+        with members.open(name) as file:  # never more than declared, whatever the stream would give
+            return file.read(members.getinfo(name).file_size + 1)
+
+    return read
+
+
+def decode_piece(piece: Piece, path: str, shape: tuple[int, int, int], read: Read) -> tuple[UInt8, Grey]:
+    """The piece's images (N, *shape), and which files (N,) are grey.
 
     Raises:
         UsageError: a broken image, or one of another size; named.
     """
-    height, width, depth = piece.shape
-    images, grey = np.empty((len(piece.files), *piece.shape), np.uint8), np.empty(len(piece.files), np.bool_)
-    for i, (name, data) in enumerate(piece.files):
-        image, grey[i] = decode_one(data, name, depth)
-        if image.shape != piece.shape:
+    height, width, depth = shape
+    images, grey = np.empty((len(piece.names), *shape), np.uint8), np.empty(len(piece.names), np.bool_)
+    for i, name in enumerate(piece.names):
+        image, grey[i] = decode_one(read(name), f"{path}: {name}", depth)
+        if image.shape != shape:
             raise UsageError(
-                f"{name} is {image.shape[1]}x{image.shape[0]}, the first image {width}x{height} (width x height)",
+                f"{path}: {name} is {image.shape[1]}x{image.shape[0]}, the first image {width}x{height} "
+                "(width x height)",
                 hint="scale all images to the model's input size",
             )
         images[i] = image
-    return Rows(images, grey)
+    return images, grey
 
 
 def decode_one(data: bytes, name: str, channels: int = 3) -> tuple[UInt8, bool]:
@@ -84,22 +107,26 @@ def decode_one(data: bytes, name: str, channels: int = 3) -> tuple[UInt8, bool]:
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
     """Answer the pieces of `source` until it ends."""
-    while True:
-        try:
-            piece = Piece(*pickle.load(source))
-        except EOFError:
-            return
-        answer: tuple[UInt8, NDArray[np.bool_]] | UsageError
-        try:
-            rows = decode_piece(piece)
-            answer = (rows.images, rows.grey)
-        except UsageError as error:
-            answer = error
-        try:
-            pickle.dump(answer, sink, pickle.HIGHEST_PROTOCOL)
-            sink.flush()
-        except BrokenPipeError:  # nobody waits for it any more
-            return
+    task = Task(*pickle.load(source))
+    path = Path(task.path)
+    with contextlib.ExitStack() as stack:
+        read = reader(path, None if path.is_dir() else stack.enter_context(zipfile.ZipFile(path)))
+        while True:
+            try:
+                piece = Piece(*pickle.load(source))
+            except EOFError:
+                return
+            answer: Grey | Exception
+            try:
+                images, answer = decode_piece(piece, task.path, task.shape, read)
+                write_at(task.descriptor, piece.first * images[0].nbytes, images.data.cast("B"))
+            except Exception as error:  # of the image, the zip or the disk: for the other process to tell
+                answer = error
+            try:
+                pickle.dump(answer, sink, pickle.HIGHEST_PROTOCOL)
+                sink.flush()
+            except BrokenPipeError:  # nobody waits for it any more
+                return
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.errors import UsageError
+from xdeploy.model.decoder import Read, reader
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 MAX_FILE = 64 * 2**20  # bytes of one image file
@@ -25,10 +26,11 @@ MAX_TOTAL = 16 * 2**30  # bytes of all files, and of all decoded images
 class ImageFiles:
     """The files of a data set in order, and how to read one."""
 
+    path: Path  # of the folder or zip
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     names: tuple[str, ...]
-    read: Callable[[str], bytes]
+    read: Read
 
 
 def list_folder(path: Path) -> ImageFiles:
@@ -41,7 +43,7 @@ def list_folder(path: Path) -> ImageFiles:
     large = next((n for n in names if _is_image(n) and (path / n).stat().st_size > MAX_FILE), None)
     if large:
         raise UsageError(f"{path}: {large} has more than {MAX_FILE >> 20} MiB")
-    return _by_class(str(path), names, lambda name: (path / name).read_bytes())
+    return _by_class(path, names, reader(path))
 
 
 def _files_below(path: Path) -> Iterator[str]:
@@ -72,18 +74,14 @@ def list_zip(path: Path, archive: zipfile.ZipFile) -> ImageFiles:
         if entry.flag_bits & 1:
             raise UsageError(f"{path}: {entry.filename!r} is encrypted")
 
-    def read(name: str) -> bytes:
-        with archive.open(name) as file:  # never more than declared, whatever the stream would give
-            return file.read(archive.getinfo(name).file_size + 1)
-
-    return _by_class(str(path), [e.filename for e in archive.infolist() if not e.is_dir()], read)
+    return _by_class(path, [e.filename for e in archive.infolist() if not e.is_dir()], reader(path, archive))
 
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _by_class(where: str, names: Sequence[str], read: Callable[[str], bytes]) -> ImageFiles:
+def _by_class(where: Path, names: Sequence[str], read: Read) -> ImageFiles:
     """Sort names into classes: the first folder, or the second if all lie in one."""
     kept = [n for n in sorted(names) if _is_image(n) and not _is_hidden(n)]
     if not kept:
@@ -107,7 +105,7 @@ def _by_class(where: str, names: Sequence[str], read: Callable[[str], bytes]) ->
         )
     number = {c: i for i, c in enumerate(classes)}
     labels = np.fromiter((number[_parts(n)[around]] for n in kept), np.int64, len(kept))
-    return ImageFiles(classes, labels, tuple(kept), read)
+    return ImageFiles(where, classes, labels, tuple(kept), read)
 
 
 def _parts(name: str) -> tuple[str, ...]:
