@@ -95,7 +95,7 @@ class Mixer:
             coder: where they go or come from.
             kind: kind of question.
             node: (B,) node of each decision.
-            contexts: (K, B) numbers of contexts.
+            contexts: (K, B) numbers of contexts, which are no nodes.
             given: (B,) the decisions, None to decode.
 
         Returns:
@@ -103,31 +103,30 @@ class Mixer:
         """
         if not node.size:
             return np.zeros(0, np.uint8)
-        stretch = stretch_table()
-        base = ((2 * self.n1[node] + 1) << 16) // (2 * self.n[node] + 2)
-        leaning = ((self.n1[contexts] << 16) + LEAN * base) // (self.n[contexts] + LEAN)
-        inputs = np.empty((len(contexts) + 1, len(node)), np.int64)
-        inputs[0] = stretch[base]
-        np.subtract(stretch[leaning], inputs[0], out=inputs[1:])
-        weights = self.weights[kind]
-        x = (weights[:, None] * inputs).sum(axis=0) >> 16
+        index = np.concatenate((node[None], contexts))
+        n, n1 = self.n[index], self.n1[index]
+        base = ((2 * n1[0] + 1) << 16) // (2 * n[0] + 2)
+        leaning = ((n1[1:] << 16) + LEAN * base) // (n[1:] + LEAN)
+        inputs = stretch_table()[np.concatenate((base[None], leaning))]
+        inputs[1:] -= inputs[0]
+        x = (self.weights[kind] @ inputs) >> 16
         p = squash_table()[np.minimum(np.maximum(x, -TOP), TOP) + TOP]
         bits = coder.bits(p, given)
-        self._learn(kind, node, contexts, inputs, p, bits)
+        self._learn(kind, index, inputs, p, bits)
         return bits
 
-    def _learn(self, kind: int, node: Int64, contexts: Int64, inputs: Int64, p: Int64, bits: Bits) -> None:
+    def _learn(self, kind: int, index: Int64, inputs: Int64, p: Int64, bits: Bits) -> None:
         wide = bits.astype(np.int64)
-        error = (wide << 16) - p
-        gradient = (inputs * error).sum(axis=1) // len(p)  # units of 2^-24
+        gradient = (inputs @ ((wide << 16) - p)) // len(p)  # units of 2^-24
         step = int(self.steps[kind])
         self.steps[kind] = step + 1
         self.weights[kind] += gradient >> min(SLOWEST, 7 + (step + 8).bit_length() // 2)
-        for index, seen in ((node, wide), (contexts.ravel(), np.broadcast_to(wide, contexts.shape).ravel())):
-            np.add.at(self.n, index, 1)
-            np.add.at(self.n1, index, seen)
-            full = index[self.n[index] > LIMIT]
-            if full.size:
-                full = np.unique(full)
-                self.n[full] >>= 1
-                self.n1[full] >>= 1
+        seen, flat = np.empty(index.shape, np.int64), index.ravel()
+        seen[:] = wide
+        np.add.at(self.n, flat, 1)
+        np.add.at(self.n1, flat, seen.ravel())
+        full = flat[self.n[flat] > LIMIT]
+        if full.size:
+            full = np.unique(full)
+            self.n[full] >>= 1
+            self.n1[full] >>= 1

@@ -166,20 +166,20 @@ class Adaptive:
     def _size(self, f: dict[str, Int64], where: Int64, negative: NDArray[np.bool_], known: Int64 | None) -> Int64:
         """Magnitudes >= 1: the power of two by yes and no, then the bits below it."""
         most = np.where(negative, -self.low, self.high)
-        facts = {k: v[where] for k, v in f.items()}
+        contexts = self._of_size({k: v[where] for k, v in f.items()}, negative)
         power = np.zeros(len(where), np.int64)
         alive = np.flatnonzero(most > 1)
         for k in range(8):
             if not alive.size:
                 break
             given = None if known is None else known[alive] >= 2 << k
-            more = self._question(facts, alive, 2 if k == 0 else 3, np.full(alive.size, _UNARY + k), negative, given)
+            more = self._question(contexts, alive, 2 if k == 0 else 3, np.full(alive.size, _UNARY + k), given)
             alive = alive[more.astype(bool)]
             power[alive] += 1
             alive = alive[most[alive] >= 4 << k]
-        return self._below(facts, power, negative, known)
+        return self._below(contexts, power, known)
 
-    def _below(self, facts: dict[str, Int64], power: Int64, negative: NDArray[np.bool_], known: Int64 | None) -> Int64:
+    def _below(self, contexts: Int64, power: Int64, known: Int64 | None) -> Int64:
         size = np.ones(len(power), np.int64)
         for bit in range(int(power.max(initial=0)) - 1, -1, -1):
             alive = np.flatnonzero(power > bit)
@@ -187,20 +187,20 @@ class Adaptive:
             prefix = np.where(depth == 0, 0, np.where(depth == 1, 1 + (size[alive] & 1), np.minimum(depth + 1, 6)))
             node = _TREE + 8 * power[alive] + prefix
             given = None if known is None else (known[alive] >> bit) & 1
-            size[alive] = 2 * size[alive] + self._question(facts, alive, 4, node, negative, given)
+            size[alive] = 2 * size[alive] + self._question(contexts, alive, 4, node, given)
         return size
 
-    def _question(
-        self, f: dict[str, Int64], alive: Int64, kind: int, node: Int64, negative: NDArray[np.bool_], given: Any
-    ) -> Bits:
-        g = {k: v[alive] for k, v in f.items()}
-        pick = [
-            (0, g["row"] * _LEVELS + g["channel"]), (0, 144 + g["row"] * _LEVELS + g["column"]),
-            (1, g["kernel"] * 16 + g["beside"]), (2, g["row"] * 2 + negative[alive]), (2, 32 + g["column"]),
-            (2, 64 + g["channel"]),
-        ]  # fmt: skip
-        contexts = np.stack([self._lasting(part, node, c) for part, c in pick])
-        return self.mixer.code(self.coder, kind, node, contexts, given)
+    def _of_size(self, f: dict[str, Int64], negative: NDArray[np.bool_]) -> Int64:
+        """Contexts (INPUTS, n) of node 0 for the questions of the magnitudes; those of node k are k * _SPAN further."""
+        pick = (
+            (0, f["row"] * _LEVELS + f["channel"]), (0, 144 + f["row"] * _LEVELS + f["column"]),
+            (1, f["kernel"] * 16 + f["beside"]), (2, f["row"] * 2 + negative), (2, 32 + f["column"]),
+            (2, 64 + f["channel"]),
+        )  # fmt: skip
+        return np.stack([self._lasting(part, 0, c) for part, c in pick])
+
+    def _question(self, contexts: Int64, alive: Int64, kind: int, node: Int64, given: Any) -> Bits:
+        return self.mixer.code(self.coder, kind, node, contexts[:, alive] + node * _SPAN, given)
 
 
 def distances(codes: Int8, centre: int) -> Int64:
