@@ -71,8 +71,9 @@ def compare(compressed: CompressedModel, exported: ExportedModel, inputs: Float3
     import torch
 
     from xdeploy.compress.fakequant import FakeQuantModule
+    from xdeploy.model.top1 import AT_ONCE, outputs
 
-    with torch.no_grad():
-        real = FakeQuantModule(compressed)(torch.from_numpy(np.ascontiguousarray(inputs, np.float32))).numpy()
+    batches = torch.split(torch.from_numpy(np.ascontiguousarray(inputs, np.float32)), AT_ONCE)
+    real = torch.cat(list(outputs(FakeQuantModule(compressed), batches))).numpy()
     theirs = run_onnx(exported.path, exported.io, inputs)
     return agreement(output_codes(real.astype(np.float32), exported.io), theirs)

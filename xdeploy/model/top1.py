@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -16,23 +17,33 @@ AT_ONCE = 64  # samples in a batch: what a layer makes of them then stays within
 Labelled = Iterable[tuple[Tensor, Tensor]]  # inputs (N, *input shape) and class numbers (N,)
 
 
-def right(module: nn.Module, batches: Labelled, tell: Callable[[int], None] | None = None) -> NDArray[np.bool_]:
-    """Which samples a module classifies rightly; `tell` hears how many are done.
+def outputs(module: nn.Module, inputs: Iterable[Tensor]) -> Iterator[Tensor]:
+    """What a module makes of batches (N, *input shape), in their order; batches go side by side.
 
     The module is put into evaluation mode, its kernels' channels innermost, as convolutions on CPUs are faster so.
     """
     module.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def judge(batch: tuple[Tensor, Tensor]) -> NDArray[np.bool_]:
-        x, y = batch
+    def run(x: Tensor) -> Tensor:
         with torch.inference_mode():
-            images = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-            found: NDArray[np.bool_] = (module(images).flatten(1).argmax(dim=1) == y).numpy()
+            found: Tensor = module(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
         return found
 
+    return spread(run, inputs)
+
+
+def right(module: nn.Module, batches: Labelled, tell: Callable[[int], None] | None = None) -> NDArray[np.bool_]:
+    """Which samples a module classifies rightly; `tell` hears how many are done. See `outputs`."""
+    labels: deque[Tensor] = deque()
     rows: list[NDArray[np.bool_]] = []
-    for row in spread(judge, batches):
-        rows.append(row)
+
+    def inputs() -> Iterator[Tensor]:
+        for x, y in batches:
+            labels.append(y)
+            yield x
+
+    for scores in outputs(module, inputs()):
+        rows.append((scores.flatten(1).argmax(dim=1) == labels.popleft()).numpy())
         if tell:
             tell(sum(map(len, rows)))
     return np.concatenate(rows) if rows else np.zeros(0, np.bool_)
