@@ -11,7 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from xdeploy.accuracy import judge
+from xdeploy.errors import ToolchainError
 from xdeploy.files import read_json, read_npz, write_json, write_npz
 from xdeploy.forecast.estimate import forecast, note
 from xdeploy.handover import (
@@ -239,15 +242,13 @@ class Stages:
 
     def _target(self, target: Target) -> None:
         def work() -> list[str]:
-            self._build(target, self.folder / target.name)
+            self._measure(self._build(target, self.folder / target.name), target)
             return self.store.files_below(target.name)
 
         self._step(target.name, [], work)
         self.artifacts[target.name] = Artifact.load(self.folder / target.name)
 
     def _build(self, target: Target, folder: Path) -> Artifact:
-        from xdeploy.bench import bench
-        from xdeploy.bench.runner import RunOptions
         from xdeploy.builder import build
         from xdeploy.program import bind
         from xdeploy.tune import tune
@@ -263,12 +264,15 @@ class Stages:
             level.name: tune(graph, target.at(level), self._tuning(target), options.form, self.progress)
             for level in here
         }
-        artifact = build(program, graph, golden, target, folder, options, self._provenance(), levels)
-        measured = bench(
-            artifact, golden, target, options=RunOptions(self.recipe.bench.repeats), progress=self.progress
-        )
-        measured.save(folder / "bench.json")
-        return artifact
+        return build(program, graph, golden, target, folder, options, self._provenance(), levels)
+
+    def _measure(self, artifact: Artifact, target: Target) -> None:
+        from xdeploy.bench import bench
+        from xdeploy.bench.runner import RunOptions
+
+        golden, options = GoldenIo.load(self.folder / "golden.npz"), RunOptions(self.recipe.bench.repeats)
+        measured = bench(artifact, golden, target, options=options, progress=self.progress)
+        measured.save(artifact.folder / "bench.json")
 
     def _streamed(self, target: Target) -> LoweredGraph:
         """The graph, with its first layers in bands where a target that was asked for needs it."""
@@ -307,11 +311,23 @@ class Stages:
         return judge(self.source, self.compressed, self.graph, self._exported(), run, options, self.folder, tell)
 
     def _host(self) -> HostRunner:
-        """The host library, built for measuring where no host target was asked for."""
+        """The host library, built for measuring where no host target was asked for.
+
+        Raises:
+            ToolchainError: it does not give the reference's outputs, though all of it is integer code.
+        """
         from xdeploy.bench.host import HostRunner
 
         asked_for = self.artifacts.get(host_target().name)
-        return HostRunner(asked_for or self._build(measuring_target(), self.folder / HOST))
+        if asked_for:
+            return HostRunner(asked_for)
+        runner = HostRunner(self._build(measuring_target(), self.folder / HOST))
+        golden = GoldenIo.load(self.folder / "golden.npz")
+        same = np.array_equal(runner.run_many(golden.input_codes), golden.output_codes)
+        if not (same or runner.image.floats):  # compiled float code may round otherwise
+            raise ToolchainError("the library that measures accuracy here differs from the reference",
+                                 hint="report it with the model; bench.accuracy = false builds without it")  # fmt: skip
+        return runner
 
     # ----------------------------------------------------------------- a quantised file that is kept as it is
     def _adopt(self) -> None:
