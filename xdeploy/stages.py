@@ -11,10 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from xdeploy.accuracy import judge
-from xdeploy.errors import ToolchainError
 from xdeploy.files import read_json, read_npz, write_json, write_npz
 from xdeploy.forecast.estimate import forecast, note
 from xdeploy.handover import (
@@ -311,23 +308,13 @@ class Stages:
         return judge(self.source, self.compressed, self.graph, self._exported(), run, options, self.folder, tell)
 
     def _host(self) -> HostRunner:
-        """The host library, built for measuring where no host target was asked for.
-
-        Raises:
-            ToolchainError: it does not give the reference's outputs, though all of it is integer code.
-        """
-        from xdeploy.bench.host import HostRunner
+        """The host library, built for measuring where no host target was asked for."""
+        from xdeploy.bench.host import HostRunner, proven
 
         asked_for = self.artifacts.get(host_target().name)
         if asked_for:
             return HostRunner(asked_for)
-        runner = HostRunner(self._build(measuring_target(), self.folder / HOST))
-        golden = GoldenIo.load(self.folder / "golden.npz")
-        same = np.array_equal(runner.run_many(golden.input_codes), golden.output_codes)
-        if not (same or runner.image.floats):  # compiled float code may round otherwise
-            raise ToolchainError("the library that measures accuracy here differs from the reference",
-                                 hint="report it with the model; bench.accuracy = false builds without it")  # fmt: skip
-        return runner
+        return proven(self._build(measuring_target(), self.folder / HOST), GoldenIo.load(self.folder / "golden.npz"))
 
     # ----------------------------------------------------------------- a quantised file that is kept as it is
     def _adopt(self) -> None:

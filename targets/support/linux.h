@@ -38,10 +38,39 @@ long xd_system(long number, long a, long b, long c, long d);
 void xd_begin(long *stack);
 static int program(int count, char **words);
 
-/* stack: as the system leaves it, the number of words and then their addresses. */
+/* What the system tells of the CPU, by the numbers of <sys/auxv.h>; 0: nothing. Pairs up to the number 0. */
+unsigned long getauxval(unsigned long number);
+static const unsigned long *xd_told;
+
+unsigned long getauxval(unsigned long number)
+{
+    const unsigned long *at = xd_told;
+    while (at[0] != 0UL && at[0] != number) {
+        at += 2;
+    }
+    return at[0] == number ? at[1] : 0UL;
+}
+
+/* Functions that run before the program; the linker tells where their addresses lie. */
+typedef void (*xd_constructor)(void);
+extern const xd_constructor __init_array_start[] __attribute__((weak, visibility("hidden")));
+extern const xd_constructor __init_array_end[] __attribute__((weak, visibility("hidden")));
+
+/* stack: as the system leaves it: the number of words, their addresses, 0, those of the environment, 0, what it tells. */
 void xd_begin(long *stack)
 {
-    long code = program((int)stack[0], (char **)&stack[1]);
+    const long *at = &stack[1L + stack[0] + 1L];
+    const xd_constructor *each;
+    long code;
+
+    while (*at != 0L) {
+        ++at;
+    }
+    xd_told = (const unsigned long *)&at[1];
+    for (each = __init_array_start; each != __init_array_end; ++each) {
+        (*each)();
+    }
+    code = program((int)stack[0], (char **)&stack[1]);
     for (;;) {
         (void)xd_system(SYS_EXIT, code, 0L, 0L, 0L);
     }

@@ -20,7 +20,7 @@ from xdeploy.bench.runner import Image, Layers, Memory, Ran, Tell, Tells, silent
 from xdeploy.cpu import cpu_flags, cpu_name
 from xdeploy.errors import DeviceError
 from xdeploy.formats import Int8
-from xdeploy.handover import Artifact
+from xdeploy.handover import Artifact, GoldenIo
 
 CHUNK = 64  # inputs a thread takes at once
 BURST_NS = 2_000_000  # a timed repeat runs at least this long
@@ -239,6 +239,23 @@ class HostRunner:
                 step()
             values[i] = (time.perf_counter_ns() - start) / count
         return values
+
+
+def proven(artifact: Artifact, golden: GoldenIo) -> HostRunner:
+    """The library, after it gave the reference's output codes of the golden inputs.
+
+    Raises:
+        DeviceError: it cannot be used here, or gives others though all of it is integer code (compiled float code may
+            round otherwise).
+    """
+    runner = HostRunner(artifact)
+    same = np.array_equal(runner.run_many(golden.input_codes), golden.output_codes)
+    if not (same or runner.image.floats):
+        raise DeviceError(
+            f"the library in {artifact.folder} differs from the reference",
+            hint="report it with the model; with bench.accuracy = false a build does without it",
+        )
+    return runner
 
 
 def _fresh(path: Path) -> Any:

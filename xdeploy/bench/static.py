@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from xdeploy.bench.runner import Image
+from xdeploy.builder.levels import choosing
 from xdeploy.builder.link import PROGRAM, link_alone, program_flags
 from xdeploy.handover import Artifact
 from xdeploy.target import Target
@@ -26,7 +27,7 @@ def static_program(artifact: Artifact, target: Target, folder: Path) -> Path:
         (folder / part).write_text(text, encoding="utf-8")
     source = artifact.folder.resolve()
     defines = [f'-DXD_HEADER="{name}.h"', f"-DXD(x)={name}_##x", f"-DXD_UPPER(x)={name.upper()}_##x"]
-    more = [*defines, f"-I{source / 'include'}", f"-I{source / 'src'}"]
+    more = [*defines, choosing(name), f"-I{source / 'include'}", f"-I{source / 'src'}"]
     parts: list[str | Path] = [p for p in sorted((source / "src").iterdir()) if p.suffix in (".c", ".S")]
     own, math = str(target.compiler["triple"]), bool(Image(artifact).floats)
     sources = [*parts, "count_main.c"]

@@ -3,7 +3,8 @@
 The target's own features are level 0, which `xd_<m>_run` holds as in any package. Every further level of the target
 file is a program `xd_<m>_<level>` with kernels and packed weights of its own. A constructor asks the kernel's auxiliary
 vector or CPUID once, before main; an inference costs a test and a jump more. `xd_<m>_choose_level` takes another level
-later. <M>_LEVEL, defined as a level's number, builds that one alone, without operating system.
+later. <M>_LEVEL, defined as a level's number, builds that one alone, without operating system; <M>_CHOOSES builds all
+without a C library, for a program that runs constructors and has a getauxval (targets/support/linux.h).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ extern "C" {{
 
 /* Feature levels: 0 is {base}{told}.
  * Under Linux the best one that the CPU has is chosen once, before main. Define {upper}_LEVEL as a number to build that
- * level alone; without an operating system it is 0 unless it is defined. */
-#if !defined({upper}_LEVEL) && !defined(__linux__)
+ * level alone; without an operating system it is 0 unless it is defined, or {upper}_CHOOSES is. */
+#if !defined({upper}_LEVEL) && !defined({upper}_CHOOSES) && !defined(__linux__)
 #define {upper}_LEVEL 0
 #endif
 
@@ -110,7 +111,14 @@ _TEST = """\
     if ((level == {number}) && {able}) {{
         run = {name}_{level}_run;
     }}"""
-_AUXILIARY = "#include <sys/auxv.h>\n"
+_AUXILIARY = """\
+#ifdef __linux__
+#include <sys/auxv.h>
+#else
+enum { AT_HWCAP = 16, AT_HWCAP2 = 26 };
+unsigned long getauxval(unsigned long number);
+#endif
+"""
 # The operating system keeps a register file for programs where its bits of XCR0 are set: 0xE6 are those of AVX-512.
 _CPUID = """\
 #include <cpuid.h>
@@ -222,6 +230,11 @@ def with_levels(package: Package, executor: str) -> str:
         f"{head}#if defined({upper}_LEVEL) && ({upper}_LEVEL > 0)\n{jumps}#endif\n#else\n{mark}{checked}{start}"
         f"    return 0;\n#endif\n}}\n{rest}"
     )
+
+
+def choosing(name: str) -> str:
+    """The flag for a program with linux.h: the package takes the CPU's best level there, too."""
+    return f"-D{name.upper()}_CHOOSES"
 
 
 def level_assembly(target: Target, assembly: str) -> str:

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from xdeploy.builder.levels import choosing
 from xdeploy.builder.package import Package
 from xdeploy.builder.stack import stack_bound
 from xdeploy.builder.zig import WARNINGS, ar, cc
@@ -190,7 +191,11 @@ def link_program(package: Package, folder: Path, weights: Path) -> Path:
     write_text(folder / "bin/linux.h", files("xdeploy.targets.support").joinpath("linux.h").read_text(encoding="utf-8"))
     sources = [*link_inputs(package, weights), f"bin/{name}_main.c"]
     triple = str(package.target.compiler["triple"])
-    link_alone(partial(common_flags, package), sources, triple, f"bin/{name}", folder, PROGRAM, package.has_float)
+
+    def flags(triple: str) -> list[str]:
+        return [*common_flags(package, triple), choosing(name)]
+
+    link_alone(flags, sources, triple, f"bin/{name}", folder, PROGRAM, package.has_float)
     return folder / "bin" / name
 
 
