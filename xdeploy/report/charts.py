@@ -104,6 +104,7 @@ def _points(ax: Axes, rows: Sequence[Stair]) -> None:
     found = [v for r in rows if r.accuracy for v in r.accuracy]
     low, high = min(found), max(found)
     span = max(high - low, 0.5)
+    ends = [low - 0.15 * span, high + 0.15 * span]
     for y, row in enumerate(rows):
         if row.accuracy is None:
             continue
@@ -115,7 +116,8 @@ def _points(ax: Axes, rows: Sequence[Stair]) -> None:
         text = f"{after - before:+.2f}".replace("-", "−")
         where = (max(before, after) + 0.05 * span, "left") if right else (min(before, after) - 0.05 * span, "right")
         ax.text(where[0], y, text, va="center", ha=where[1], fontsize=8.5)
-    ax.set_xlim(low - 0.64 * span, high + 0.15 * span)
+        ends.append(where[0] + (0.5 if right else -0.5) * span)  # room for the text
+    ax.set_xlim(min(ends), max(ends))
     ax.set_xlabel("accuracy, % (points)")
     ax.xaxis.set_major_locator(_few(3))
     ax.grid(axis="x")
