@@ -2,6 +2,7 @@
 
     python benchmarks/promises/kills.py                     # evenly chosen calls, some random times
     python benchmarks/promises/kills.py --all --random 100  # every call
+    python benchmarks/promises/kills.py --all --calls write,rename,fsync,mkdir  # every call of these
     python benchmarks/promises/kills.py --seconds 600       # until then; the next call goes on
 
 The run folder holds a finished build of another seed. After each kill: it is whole (or the new one is, or a journal
@@ -144,13 +145,17 @@ def chosen(found: Sequence[warm.Point], count: int | None) -> list[warm.Point]:
     return [p for p in found if p in picked]
 
 
-def work(scene: Scene, trained: Scene, tuned: Scene, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """Names of the points and what to call for their rows."""
-    for point in chosen(found_points(scene), None if options.all else options.points):
+def work(scenes: Sequence[Scene], options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """Names of the points and what to call for their rows; random times need the scenes that train and tune."""
+    scene = scenes[0]
+    found = [p for p in found_points(scene) if not options.calls or p.call in options.calls.split(",")]
+    points = chosen(found, None if options.all else options.points)
+    random.Random(options.seed).shuffle(points)  # what is done by the end of the time lies all over the run
+    for point in points:
         yield f"call {point.name}", lambda point=point: kill_at(scene, point)
     rng = random.Random(options.seed)
     for i in range(options.random):
-        what, at = ("fine-tuning", trained) if i % 2 == 0 else ("tuning", tuned)
+        what, at = ("fine-tuning", scenes[1]) if i % 2 == 0 else ("tuning", scenes[2])
         seconds = rng.uniform(0.05, 0.95) * at.seconds
         yield f"{what} {i}", lambda at=at, s=seconds, what=what: kill_after(at, s, what)
 
@@ -160,14 +165,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=60, help="calls, evenly chosen (default: 60)")
     parser.add_argument("--all", action="store_true", help="all calls")
+    parser.add_argument("--calls", default="", metavar="NAME,NAME", help="of these kinds only (default: all kinds)")
     parser.add_argument("--random", type=int, default=20, help="kills at random times (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the random times")
     rows.add_options(parser)
     options = parser.parse_args()
     warm.load_all()
     with tempfile.TemporaryDirectory(prefix="promise-kills-") as name:
-        scenes = [scene(Path(name) / str(i), more) for i, more in enumerate(((), TRAINED, TUNED))]
-        return rows.work("kills", work(*scenes, options), options, _counts)
+        kinds = ((), TRAINED, TUNED) if options.random else ((),)
+        scenes = [scene(Path(name) / str(i), more) for i, more in enumerate(kinds)]
+        return rows.work("kills", work(scenes, options), options, _counts)
 
 
 def _counts(found: dict[str, Any]) -> dict[str, Any]:

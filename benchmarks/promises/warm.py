@@ -61,7 +61,7 @@ class Ended:
 
 
 def load_all() -> None:
-    """Import what a build imports, without running any of it."""
+    """Import what a build imports."""
     import xdeploy
     from xdeploy.environment import commit
 
@@ -72,6 +72,14 @@ def load_all() -> None:
             with contextlib.suppress(ImportError):  # optional packages
                 importlib.import_module(module.name)
     commit(Path(xdeploy.__file__).parents[1])  # a run's files name it; rows that are written do not change it any more
+    _capture()
+
+
+def _capture() -> None:
+    """Capture a network of one layer: much of torch.export is loaded only then, in every child otherwise."""
+    import torch
+
+    torch.export.export(torch.nn.Linear(1, 1).eval(), (torch.zeros(1, 1),))
 
 
 def start(work: Work, place: Place, log: Path, *, stopped: bool = False) -> tuple[int, str]:
