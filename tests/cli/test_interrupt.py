@@ -169,3 +169,22 @@ def test_descendants_of_this_process():
         for number in (*descendants(child.pid), child.pid):
             os.kill(number, signal.SIGKILL)
         child.wait()
+
+
+@pytest.mark.parametrize("module", ["xdeploy.model.decoder", "xdeploy.tune"])
+def test_working_processes_leave_a_terminals_interrupt_to_their_parent(module):
+    words = [*LISTENING, sys.executable, "-m", module, str(os.getpid())]
+    child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not ignores(child.pid, signal.SIGINT):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(b"", timeout=60) == (b"", b"")
+    assert child.returncode == 0
+
+
+def ignores(process: int, number: signal.Signals) -> bool:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    mask = next(line.split()[1] for line in lines if line.startswith("SigIgn:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)

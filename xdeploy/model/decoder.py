@@ -23,7 +23,7 @@ from PIL import Image
 
 from xdeploy.errors import UsageError
 from xdeploy.model.spool import write_at
-from xdeploy.process.child import end_with
+from xdeploy.process.child import work_for
 
 MAX_PIXELS = 64 * 2**20  # of one image
 
@@ -106,31 +106,25 @@ def decode_one(data: bytes, name: str, channels: int = 3) -> tuple[UInt8, bool]:
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
-    """Answer the pieces of `source` until it ends."""
-    task = Task(*pickle.load(source))
-    path = Path(task.path)
-    with contextlib.ExitStack() as stack:
+    """Answer the pieces of `source` until it ends, or nobody waits for answers any more."""
+    with contextlib.suppress(EOFError, BrokenPipeError), contextlib.ExitStack() as stack:
+        task = Task(*pickle.load(source))
+        path = Path(task.path)
         read = reader(path, None if path.is_dir() else stack.enter_context(zipfile.ZipFile(path)))
         while True:
-            try:
-                piece = Piece(*pickle.load(source))
-            except EOFError:
-                return
+            piece = Piece(*pickle.load(source))
             answer: Grey | Exception
             try:
                 images, answer = decode_piece(piece, task.path, task.shape, read)
                 write_at(task.descriptor, piece.first * images[0].nbytes, images.data.cast("B"))
             except Exception as error:  # of the image, the zip or the disk: for the other process to tell
                 answer = error
-            try:
-                pickle.dump(answer, sink, pickle.HIGHEST_PROTOCOL)
-                sink.flush()
-            except BrokenPipeError:  # nobody waits for it any more
-                return
+            pickle.dump(answer, sink, pickle.HIGHEST_PROTOCOL)
+            sink.flush()
 
 
 if __name__ == "__main__":
-    end_with(int(sys.argv[1]))
+    work_for(int(sys.argv[1]))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     serve(sys.stdin.buffer, answers)

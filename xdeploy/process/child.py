@@ -31,6 +31,12 @@ def end_with(parent: int) -> None:
         sys.exit(1)
 
 
+def work_for(parent: int) -> None:
+    """Be a working process: end with the parent, and leave a terminal's interrupt, which all of its get, to it."""
+    end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 if __name__ == "__main__":
     end_with(int(sys.argv[1]))
     os.execvp(sys.argv[2], sys.argv[2:])

@@ -8,7 +8,7 @@ import sys
 from typing import BinaryIO
 
 from xdeploy.errors import XdeployError
-from xdeploy.process.child import end_with
+from xdeploy.process.child import work_for
 from xdeploy.tune.jobs import Figures
 from xdeploy.tune.measure import measure
 
@@ -33,7 +33,7 @@ def work(source: BinaryIO, sink: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    end_with(int(sys.argv[1]))
+    work_for(int(sys.argv[1]))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     work(sys.stdin.buffer, answers)
