@@ -163,8 +163,8 @@ class Stages:
         self.progress.stage(name)
         with Meter() as meter:
             more = work() or []
+        note(self, name, meter.seconds)  # first: what a kill leaves of it is removed by the next time
         self.store.finish(name, self.keys[name], [*files, *more], meter.seconds, meter.memory)
-        note(self, name, meter.seconds)
         self.progress.stage(name, meter.seconds)
 
     # ----------------------------------------------------------------------------------------------- stages

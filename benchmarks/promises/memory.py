@@ -109,7 +109,7 @@ def work(path: Path) -> dict[str, Any]:
 
     from xdeploy.compress.calibrate import calibrate
     from xdeploy.model.source import load_source
-    from xdeploy.model.top1 import right
+    from xdeploy.model.top1 import AT_ONCE, right
     from xdeploy.model.torchmodule import NetworkModule
     from xdeploy.recipe import Recipe
     from xdeploy.relevance import score
@@ -123,7 +123,7 @@ def work(path: Path) -> dict[str, Any]:
         loaded = status("VmHWM")
         scores = score(source.network, source.train_batches(32), recipe.relevance, source.fingerprint)
         ranges = calibrate(source.network, (x for x, _ in source.train_batches(64)), 100.0)
-        hits = right(NetworkModule(source.network), source.test_batches(250))
+        hits = right(NetworkModule(source.network), source.test_batches(AT_ONCE))
     return {
         "scored": scores.samples, "tested": len(hits), "ranges": len(ranges), "anonymous": watch.most,
         "resident": status("VmHWM"), "resident_after_loading": loaded,

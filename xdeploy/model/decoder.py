@@ -1,21 +1,21 @@
 """Reading and decoding images of one size; as a program, for another process of this package.
 
-`python -m xdeploy.model.decoder PID` takes a pickled `Task` from its standard input, then pickled pieces until that
-ends; it decodes each into the task's array and answers with the pickled greys or an error. What travels is made by this
-package on both sides.
+`python -m xdeploy.model.decoder PID` takes a `Task` from its standard input, then pieces until that ends, each a line
+of JSON; it decodes each into the task's array and answers with the greys, or with null for an error that whoever asked
+finds by decoding it again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
-import pickle
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,26 +105,27 @@ def decode_one(data: bytes, name: str, channels: int = 3) -> tuple[UInt8, bool]:
     return array.reshape(*array.shape[:2], channels), grey
 
 
-def serve(source: BinaryIO, sink: BinaryIO) -> None:
+def serve(source: TextIO, sink: TextIO) -> None:
     """Answer the pieces of `source` until it ends, or nobody waits for answers any more."""
-    with contextlib.suppress(EOFError, BrokenPipeError), contextlib.ExitStack() as stack:
-        task = Task(*pickle.load(source))
-        path = Path(task.path)
-        read = reader(path, None if path.is_dir() else stack.enter_context(zipfile.ZipFile(path)))
-        while True:
-            piece = Piece(*pickle.load(source))
-            answer: Grey | Exception
+    path, shape, descriptor = json.loads(source.readline() or "[null, null, null]")
+    if path is None:
+        return
+    with contextlib.suppress(BrokenPipeError), contextlib.ExitStack() as stack:
+        folder = Path(path).is_dir()
+        read = reader(Path(path), None if folder else stack.enter_context(zipfile.ZipFile(path)))
+        for line in source:
+            piece = Piece(*json.loads(line))
             try:
-                images, answer = decode_piece(piece, task.path, task.shape, read)
-                write_at(task.descriptor, piece.first * images[0].nbytes, images.data.cast("B"))
-            except Exception as error:  # of the image, the zip or the disk: for the other process to tell
-                answer = error
-            pickle.dump(answer, sink, pickle.HIGHEST_PROTOCOL)
-            sink.flush()
+                images, grey = decode_piece(piece, path, tuple(shape), read)
+                write_at(descriptor, piece.first * images[0].nbytes, images.data.cast("B"))
+                answer: list[bool] | None = grey.tolist()
+            except Exception:  # of the image, the zip or the disk
+                answer = None
+            print(json.dumps(answer), file=sink, flush=True)
 
 
 if __name__ == "__main__":
     work_for(int(sys.argv[1]))
-    answers = os.fdopen(os.dup(1), "wb")
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
-    serve(sys.stdin.buffer, answers)
+    serve(sys.stdin, answers)

@@ -8,8 +8,8 @@ would run a user's script a second time; when this process dies, so do they).
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import pickle
 import queue
 import subprocess
 import sys
@@ -104,26 +104,25 @@ class _Here:
 
 
 class _There:
-    """Decodes in a process of its own, and in this one should that die."""
+    """Decodes in a process of its own; what fails there is done here, which tells why or does not fail."""
 
     def __init__(self, here: _Here) -> None:
         self._here, descriptor = here, here.spool.descriptor
         command = [sys.executable, "-m", "xdeploy.model.decoder", str(os.getpid())]
-        self._child = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, pass_fds=(descriptor,))
+        self._child = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, pass_fds=(descriptor,), text=True)
         self._task: Task | None = Task(str(here.files.path.absolute()), here.shape, descriptor)
 
     def __call__(self, piece: Piece) -> Grey:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        try:
+        answer: list[bool] | None = None
+        with contextlib.suppress(OSError, ValueError):
             for given in (self._task, piece) if self._task else (piece,):
-                pickle.dump(tuple(given), self._child.stdin, pickle.HIGHEST_PROTOCOL)
+                print(json.dumps(given), file=self._child.stdin)
             self._child.stdin.flush()
             self._task = None
-            answer: Grey | Exception = pickle.load(self._child.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError, ValueError):
-            return self._here(piece)
-        return self._here(piece) if isinstance(answer, Exception) else answer  # which tells it as it would have
+            answer = json.loads(self._child.stdout.readline())
+        return self._here(piece) if answer is None else np.array(answer, bool)
 
     def close(self) -> None:
         self._child.kill()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -22,31 +21,35 @@ def outputs(module: nn.Module, inputs: Iterable[Tensor]) -> Iterator[Tensor]:
 
     The module is put into evaluation mode, its kernels' channels innermost, as convolutions on CPUs are faster so.
     """
-    module.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def run(x: Tensor) -> Tensor:
-        with torch.inference_mode():
-            found: Tensor = module(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
-        return found
-
-    return spread(run, inputs)
+    _prepare(module)
+    return spread(lambda x: _run(module, x), inputs)
 
 
 def right(module: nn.Module, batches: Labelled, tell: Callable[[int], None] | None = None) -> NDArray[np.bool_]:
-    """Which samples a module classifies rightly; `tell` hears how many are done. See `outputs`."""
-    labels: deque[Tensor] = deque()
+    """Which samples a module classifies rightly; `tell` hears how many are done. The module is left as by `outputs`."""
+    _prepare(module)
+
+    def judge(batch: tuple[Tensor, Tensor]) -> NDArray[np.bool_]:
+        # what is kept is made in the thread: between batches, in the calling one, it would keep their memory apart
+        found: NDArray[np.bool_] = (_run(module, batch[0]).flatten(1).argmax(dim=1) == batch[1]).numpy()
+        return found
+
     rows: list[NDArray[np.bool_]] = []
-
-    def inputs() -> Iterator[Tensor]:
-        for x, y in batches:
-            labels.append(y)
-            yield x
-
-    for scores in outputs(module, inputs()):
-        rows.append((scores.flatten(1).argmax(dim=1) == labels.popleft()).numpy())
+    for row in spread(judge, batches):
+        rows.append(row)
         if tell:
             tell(sum(map(len, rows)))
     return np.concatenate(rows) if rows else np.zeros(0, np.bool_)
+
+
+def _prepare(module: nn.Module) -> None:
+    module.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _run(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = module(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+    return found
 
 
 def accuracy(module: nn.Module, batches: Labelled) -> tuple[float, int]:

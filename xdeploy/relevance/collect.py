@@ -82,14 +82,6 @@ class Collector:
         self.lost += float((arrived + absorbed - sent).abs().sum())
         self.explained += float(sent.abs().sum())
 
-    def add(self, other: Collector) -> None:
-        """Count what another collector of the same layers has of other samples."""
-        for mine, more in zip(self._sums(), other._sums(), strict=True):
-            mine += more
-        self.samples += other.samples
-        self.lost += other.lost
-        self.explained += other.explained
-
     def add_up(self) -> None:
         """Add what other processes have collected of their share of the samples."""
         totals = torch.tensor([self.samples, self.lost, self.explained], dtype=torch.float64)

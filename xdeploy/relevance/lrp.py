@@ -29,7 +29,6 @@ from torch import Tensor
 
 from xdeploy import ranks
 from xdeploy.model.network import Network
-from xdeploy.model.spread import spread
 from xdeploy.model.torchmodule import Conv, Dense, NetworkModule
 from xdeploy.recipe import RelevanceOptions
 from xdeploy.relevance.collect import Collector, batch_sums
@@ -124,26 +123,19 @@ def lrp(network: Network, batches: Iterable[Batch], options: RelevanceOptions, s
     """LRP with the composite, stabiliser and aggregate of the options; see the module's text."""
     module = NetworkModule(network).eval()
     rules, absolute = rules_of(network, options), options.stabiliser == "absolute"
-    weighted, gates = weighted_modules(module), gate_layers(network)
+    sums, gates = Collector(weighted_modules(module), options.aggregate), gate_layers(network)
 
-    def some(batch: Batch) -> Collector:
-        x, y = batch
-        sums = Collector(weighted, options.aggregate, samples=len(x))
+    def see(name: str, a: Tensor, z: Tensor, r: Tensor) -> None:
+        if name not in gates:
+            sums.add_layer(name, a, r / stabilised(z, options.epsilon, absolute), r)
 
-        def see(name: str, a: Tensor, z: Tensor, r: Tensor) -> None:
-            if name not in gates:
-                sums.add_layer(name, a, r / stabilised(z, options.epsilon, absolute), r)
-
+    for x, y in ranks.share(batches):
         choose = partial(explained_weights, labels=y, options=options)
         balance = propagate(module, x, rules, choose, see)
         sums.add_balance(balance.arrived, balance.absorbed, balance.sent)
+        sums.samples += len(x)
         if gates:
             _score_gates(module, x, choose, gates, sums)
-        return sums
-
-    sums = Collector(weighted, options.aggregate)
-    for part in spread(some, ranks.share(batches)):
-        sums.add(part)
     sums.add_up()
     return sums.scores(_told(network, options, gates))
 
