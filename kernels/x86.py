@@ -20,6 +20,7 @@ from .vectors import as_type, half, ramp, shuffle
 
 LANES = 8  # output channels that one requantised vector holds
 _REGISTERS = 16
+CACHED = 1 << 20  # bytes: a second level of 1 MiB, 2 MiB in newer server cores (benchmarks/lowbit.py)
 _SWAPPED = [0, 1, 2, 3, 8, 9, 10, 11]  # of 16 channels those of the first vector; the others are in the second
 
 
@@ -36,7 +37,8 @@ def acc(index: int, lanes: int = LANES) -> str:
 class BroadcastProduct(Product):
     """`unit` codes of one pixel are broadcast and meet the channels of a vector: an accumulator for each of these."""
 
-    vectors, exact = 1, ()
+    vectors = 1
+    exact: tuple[int, ...] = ()
 
     def accumulators(self, pixels: int, groups: int) -> int:
         """One for each pixel and group."""
@@ -70,7 +72,7 @@ class BroadcastProduct(Product):
 class PairProduct(BroadcastProduct):
     """`vpmaddwd`: a pair of codes of one pixel by eight channels."""
 
-    isa, lanes, dtype = "x86", LANES, "int16"
+    isa, lanes, dtype, cached = "x86", LANES, "int16", CACHED
     chunk = unit = 2  # more at a time, and LLVM would add products first, and run out of registers
 
     def order(self, groups: int) -> list[int]:
