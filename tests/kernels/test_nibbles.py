@@ -129,7 +129,7 @@ def test_bytes_hold_the_values(fmt: object, product: NibbleProduct) -> None:
     assert table_of(node)[zero_of(node)] == 0 or 0 not in table_of(node)
 
 
-def _stack(fmt: str, width: int, layers: int) -> LoweredGraph:
+def stack(fmt: str, width: int, layers: int) -> LoweredGraph:
     """Equal square layers, one behind the other."""
     case = linear(width, width, fmt)
     nodes = [replace(case.node, name=f"layer{k}", inputs=(f"t{k}",), output=f"t{k + 1}") for k in range(layers)]
@@ -143,18 +143,18 @@ def test_what_is_chosen(fmt: str, level: str, small: str, large: str) -> None:
     """By all weights of the network: what fits the caches that are the core's own is not worth expanding with VNNI."""
     width = 256
     for layers, form in ((CACHED // width**2, small), (CACHED // width**2 + 1, large)):
-        graph = _stack(fmt, width, layers)
+        graph = stack(fmt, width, layers)
         assert {choose(graph, n, _target(level)).name for n in graph.nodes} == {
             f"linear_s8_{FORMATS[fmt].short}_{form}__{level}"
         }
-    graph = _stack("int8", width, layers)
+    graph = stack("int8", width, layers)
     assert choose(graph, graph.nodes[0], _target(level)).name == f"linear_s8_s8_direct__{level}"
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("fmt", ["int4", "c4s8"])
 def test_constants_are_half_as_large(fmt: str, level: str) -> None:
-    sizes = [bind(_stack(name, 512, 5), _target(level), "m").weight_bytes for name in ("int8", fmt)]
+    sizes = [bind(stack(name, 512, 5), _target(level), "m").weight_bytes for name in ("int8", fmt)]
     assert 0.5 < sizes[1] / sizes[0] < 0.52
 
 
