@@ -31,7 +31,6 @@ from .tiling import ROLLED, Runs, Tiling, parts_of, tiling_of, together
 from .vectors import ramp
 
 _FLAT = 200  # multiplications: windows of fewer are written out whole
-_WAIT = 0.25  # instructions a byte: some 30 GB/s from the third level, measured by benchmarks/lowbit.py
 PRODUCTS = (*a64.PRODUCTS, *x86.PRODUCTS, *x86vnni.PRODUCTS)
 
 
@@ -130,13 +129,14 @@ class DirectRow(Copying):
 
 
 def waiting(graph: LoweredGraph, node: Node, product: Product) -> float:
-    """Instructions that could run while a layer's weights come from beyond the caches that are the core's own.
+    """Instructions that could run while the weights of a layer come from caches that are farther away.
 
-    They do where all weights of the network, as int8, are more than the product's `cached` bytes: every inference then
-    replaces what the next one begins with.
+    Which caches is told by the weights of the whole network, as int8: every inference replaces what the next one begins
+    with.
     """
     total = sum(n.consts["codes"].size for n in graph.nodes if n.format is not None)
-    return _WAIT * node.consts["codes"].size / product.fields if 0 < product.cached < total else 0.0
+    wait = max((each for size, each in product.waits if total > size), default=0.0)
+    return wait * node.consts["codes"].size / product.fields
 
 
 class Writer:

@@ -3,7 +3,8 @@
 The lower half of a byte is an index into a table of 16 int8 values, the upper half that of the same channel four codes
 further on. `and` and a shift separate the halves of a whole vector, and a byte shuffle (`pshufb`) looks both up: each
 then is what int8 weights would have been in memory, in the order in which codes are broadcast, so nothing else moves.
-Uniform weights and codebooks differ in the table only. Half the bytes are read, for a few instructions more.
+Uniform weights and codebooks differ in the table only; where unsigned bytes meet signed ones, uniform weights need no
+table. Half the bytes are read, for a few instructions more.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from xdeploy.lir.graph import Node
 from .product import Bind, Codes
 from .snippets import Source
 from .vectors import as_type, ramp, shuffle
-from .x86 import BroadcastProduct, PairProduct, intrinsic
+from .x86 import BroadcastProduct, PairProduct, acc, intrinsic
 from .x86vnni import ByteProduct
 
 BITS = 4
 _TABLE = 1 << BITS
+_EIGHT = _TABLE // 2
 _QUAD = 4  # codes of one channel that meet a broadcast word
-_UNIFORM = np.array([*range(_TABLE // 2), *range(-_TABLE // 2, 0)], np.int8)  # two's complement as a table
+_UNIFORM = np.array([*range(_EIGHT), *range(-_EIGHT, 0)], np.int8)  # two's complement as a table
 
 
 def table_of(node: Node) -> Int8:
@@ -98,18 +100,22 @@ class NibbleProduct(BroadcastProduct):
         """Group after group: expand, multiply, add."""
         words = [as_type("int32", x(0, at, _QUAD)) for at in (0, _QUAD)]
         values = [bind(as_type(f"int8x{self.size}", f"T.broadcast({word}, {self.lanes})")) for word in words]
-        factors = self.factors(bind, values)
+        factors = self.factors(s, bind, values, groups)
         for v in range(groups):
             packed = bind(as_type(f"uint8x{self.size}", f"W[{ramp(f'{w} + {v * self.size}', self.size)}]"))
             halves = (self._every("T.bitwise_and", packed, _TABLE - 1), self._every("T.shift_right", packed, BITS))
-            looked = [bind(intrinsic(f"int8x{self.size}", self.shuffled, f"table{self.size}", half)) for half in halves]
-            s(f"{self.sum(0, v, groups)} = {self.added(bind, self.sum(0, v, groups), values, factors, looked)}")
+            weights = [bind(self.expanded(half)) for half in halves]
+            s(f"{acc(v, self.lanes)} = {self.added(bind, acc(v, self.lanes), values, factors, weights)}")
 
     def _every(self, operation: str, value: str, other: int) -> str:
         """An operation of all bytes and a number, as int8."""
         return as_type(f"int8x{self.size}", f"{operation}({value}, T.broadcast(T.uint8({other}), {self.size}))")
 
-    def factors(self, bind: Bind, values: list[str]) -> list[str]:
+    def expanded(self, half: str) -> str:
+        """int8 weights of one half's indices."""
+        return intrinsic(f"int8x{self.size}", self.shuffled, f"table{self.size}", half)
+
+    def factors(self, s: Source, bind: Bind, values: list[str], groups: int) -> list[str]:
         """What else all groups need of the broadcast codes."""
         return values
 
@@ -124,17 +130,71 @@ class NibbleByteProduct(NibbleProduct, ByteProduct):
     most_groups, shuffled = 8, "x86.avx512.pshuf.b.512"
 
     def cost(self, pixels: int, groups: int, codes: int) -> float:
-        """For every eight codes: broadcast them twice; load weights, multiply and add twice; what expands, by half.
-
-        Those five instructions run beside the loads.
-        """
-        return codes / self.unit * (2.0 + (3.0 + 5.0 / 2) * groups)
+        """For every eight codes: broadcast them twice; load weights, separate, look up, multiply and add."""
+        return codes / self.unit * (2.0 + 8.0 * groups)
 
     def added(self, bind: Bind, total: str, values: list[str], factors: list[str], weights: list[str]) -> str:
         """One after the other."""
         for value, weight in zip(factors, weights, strict=True):
             total = intrinsic("int32x16", "x86.avx512.vpdpbusd.512", total, value, weight)
         return total
+
+
+class OffsetByteProduct(NibbleByteProduct):
+    """AVX512-VNNI, uniform weights: halves are weights + 8, unsigned, that meet signed codes and need no table.
+
+    One more accumulator holds 8 times the sum of the codes, which every lane's sum has too much.
+    """
+
+    dtype, offset = "int8", 0
+
+    def weights(self, node: Node) -> Int8:
+        """From 0 to 15."""
+        return node.consts["codes"] + np.int8(_EIGHT)
+
+    def blank(self, node: Node) -> int:
+        """A weight of 0."""
+        return _EIGHT
+
+    def constants(self, node: Node) -> Mapping[str, NDArray[Any]]:
+        """None."""
+        return {}
+
+    def declare(self, source: Source, node: Node) -> None:
+        """Eights, which codes are multiplied with."""
+        source(f"eights = T.broadcast(T.int8({_EIGHT}), {self.size})")
+
+    def accumulators(self, pixels: int, groups: int) -> int:
+        """One for each group and one for all."""
+        return groups + 1
+
+    def cost(self, pixels: int, groups: int, codes: int) -> float:
+        """As with a table, but for two look-ups a group, and with the codes' own sum."""
+        return codes / self.unit * (4.0 + 6.0 * groups)
+
+    def clear(self, s: Source, pixels: int, groups: int, at: str) -> None:
+        """The bias; nothing for the codes' own sum."""
+        for v in range(groups):
+            s(f"{acc(v, self.lanes)} = B[{ramp(f'{at} + {v * self.lanes}', self.lanes)}]")
+        s(f"{acc(groups, self.lanes)} = T.broadcast(0, {self.lanes})")
+
+    def sum(self, pixel: int, group: int, groups: int) -> str:
+        """Without what is too much."""
+        return f"({acc(group, self.lanes)} - {acc(groups, self.lanes)})"
+
+    def expanded(self, half: str) -> str:
+        """As they are."""
+        return half
+
+    def factors(self, s: Source, bind: Bind, values: list[str], groups: int) -> list[str]:
+        """The codes, which are added up."""
+        own = acc(groups, self.lanes)
+        s(f"{own} = {self.added(bind, own, values, values, ['eights'] * len(values))}")
+        return values
+
+    def added(self, bind: Bind, total: str, values: list[str], factors: list[str], weights: list[str]) -> str:
+        """Unsigned weights times signed codes."""
+        return super().added(bind, total, values, weights, factors)
 
 
 class NibblePairProduct(NibbleProduct, PairProduct):
@@ -156,7 +216,7 @@ class NibblePairProduct(NibbleProduct, PairProduct):
         super().declare(source, node)
         source("ones = T.broadcast(T.int16(1), 16)")
 
-    def factors(self, bind: Bind, values: list[str]) -> list[str]:
+    def factors(self, s: Source, bind: Bind, values: list[str], groups: int) -> list[str]:
         """Magnitudes, 128 as the byte that it is."""
         return [bind(f"T.max({v}, T.broadcast(T.int8(0), {self.size}) - {v})") for v in values]
 

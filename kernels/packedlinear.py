@@ -19,7 +19,8 @@ from .product import CHUNK
 from .vectors import ramp
 
 _LEAST = -127  # value whose products fit AVX2's sums of two
-PAIRS, SMALL_PAIRS, BYTES = nibbles.NibblePairProduct(), nibbles.SmallNibblePairProduct(), nibbles.NibbleByteProduct()
+BOOKS = (nibbles.NibblePairProduct(), nibbles.NibbleByteProduct())  # of codebooks
+UNIFORM = (nibbles.SmallNibblePairProduct(), nibbles.OffsetByteProduct())
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def _rows() -> Iterator[tuple[str, Kernel]]:
     for fmt in FORMATS.values():
         if fmt.bits > nibbles.BITS:
             continue
-        for product in (PAIRS if fmt.codebook else SMALL_PAIRS, BYTES):
+        for product in BOOKS if fmt.codebook else UNIFORM:
             row = PackedRow("linear", product, fmt)
             name = f"linear_s8_{fmt.short}_packed__{product.isa}"
             yield name, Kernel(

@@ -22,6 +22,8 @@ from .snippets import Source
 CHUNK = 16  # codes in 128 bits
 Codes = Callable[[int, int, int], str]
 Bind = Callable[[str], str]  # gives an expression a name
+# (bytes, instructions): in networks with more int8 weights than that, each byte read could have been so many
+Waits = tuple[tuple[int, float], ...]
 
 
 class Product(ABC):
@@ -39,7 +41,7 @@ class Product(ABC):
     most_pixels: int = 12  # of a tile
     exact: tuple[int, ...]  # codes at the end of a run that can be read without reading on
     fields: int = 1  # weights in a byte
-    cached: int = 0  # bytes of a network's weights that stay near the core from one inference to the next; 0: unknown
+    waits: Waits = ()  # for weights, rising; empty: unknown
 
     def rounded(self, codes: int) -> int:
         """Codes at the end of a run, padded to what this level multiplies."""

@@ -20,7 +20,9 @@ from .vectors import as_type, half, ramp, shuffle
 
 LANES = 8  # output channels that one requantised vector holds
 _REGISTERS = 16
-CACHED = 1 << 20  # bytes: a second level of 1 MiB, 2 MiB in newer server cores (benchmarks/lowbit.py)
+# Beyond the first cache of 32 or 48 KiB, and beyond a second of 1 MiB (2 MiB in newer cores). Fitted to what
+# benchmarks/lowbit.py measures on all sides of them: time by bytes, as instructions that would take as long.
+WAITS = ((64 << 10, 0.05), (1 << 20, 0.25))
 _SWAPPED = [0, 1, 2, 3, 8, 9, 10, 11]  # of 16 channels those of the first vector; the others are in the second
 
 
@@ -72,7 +74,7 @@ class BroadcastProduct(Product):
 class PairProduct(BroadcastProduct):
     """`vpmaddwd`: a pair of codes of one pixel by eight channels."""
 
-    isa, lanes, dtype, cached = "x86", LANES, "int16", CACHED
+    isa, lanes, dtype, waits = "x86", LANES, "int16", WAITS
     chunk = unit = 2  # more at a time, and LLVM would add products first, and run out of registers
 
     def order(self, groups: int) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from xdeploy.kernels.nibbles import NibbleByteProduct, NibblePairProduct, NibbleProduct, table_of, zero_of
-from xdeploy.kernels.x86 import CACHED
+from xdeploy.kernels.x86 import WAITS
 
 from tests.conftest import seed
 from tests.kernels import harness
@@ -137,18 +137,23 @@ def stack(fmt: str, width: int, layers: int) -> LoweredGraph:
     return replace(case.graph, nodes=tuple(nodes), tensors=tensors, input="t0", output=f"t{layers}")
 
 
-@pytest.mark.parametrize(("level", "small", "large"), [("x86", "packed", "packed"), ("vnni", "direct", "packed")])
-@pytest.mark.parametrize("fmt", ["int4", "c4s8"])
-def test_what_is_chosen(fmt: str, level: str, small: str, large: str) -> None:
-    """By all weights of the network: what fits the caches that are the core's own is not worth expanding with VNNI."""
-    width = 256
-    for layers, form in ((CACHED // width**2, small), (CACHED // width**2 + 1, large)):
-        graph = stack(fmt, width, layers)
-        assert {choose(graph, n, _target(level)).name for n in graph.nodes} == {
-            f"linear_s8_{FORMATS[fmt].short}_{form}__{level}"
-        }
-    graph = stack("int8", width, layers)
-    assert choose(graph, graph.nodes[0], _target(level)).name == f"linear_s8_s8_direct__{level}"
+@pytest.mark.parametrize(
+    ("level", "fmt", "forms"),
+    [
+        ("x86", "int4", ("packed", "packed", "packed")),
+        ("x86", "c4s8", ("packed", "packed", "packed")),
+        ("vnni", "int4", ("direct", "packed", "packed")),
+        ("vnni", "c4s8", ("direct", "direct", "packed")),
+        ("vnni", "int8", ("direct", "direct", "direct")),
+    ],
+)
+def test_what_is_chosen(level: str, fmt: str, forms: tuple[str, ...]) -> None:
+    """By all weights of the network: whether they stay in the first cache, in the second, or in neither."""
+    width, near, far = 128, *(size for size, _ in WAITS)
+    for weights, form in zip((near, far, 4 * far), forms, strict=True):
+        graph = stack(fmt, width, weights // width**2)
+        row = choose(graph, graph.nodes[0], _target(level)).name
+        assert row == f"linear_s8_{FORMATS[fmt].short}_{form}__{level}"
 
 
 @pytest.mark.parametrize("level", LEVELS)
