@@ -2,8 +2,8 @@
 
 The image is copied once into the workspace with its padding around it (not at all where there is none and codes are
 read as they are), so a window is `kernel height` contiguous runs of codes, for every stride. Weights are packed at
-build time in the order they are read; those of other formats than int8 are expanded then. The tile is chosen per shape
-by counting instructions.
+build time in the order they are read; those of other formats than int8 are expanded then, unless the product expands
+them while it multiplies (`packedlinear`). The tile is chosen per shape by counting instructions.
 """
 
 from __future__ import annotations
@@ -75,19 +75,24 @@ class DirectRow(Copying):
         return tiling_of(self.product, seen, Runs.of(seen, self.copied(shape)), output)
 
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
-        """Instructions of the tiling, and copying."""
+        """Instructions of the tiling, and copying; for a linear layer also waiting for weights."""
         shape = Shape.of(graph, node)
         tiles = self.tiling(shape, node).cost
-        return tiles + (copy_cost(shape) if self.copied(shape) else 0.0) + 30
+        copy = copy_cost(shape) if self.copied(shape) else 0.0
+        return tiles + copy + (waiting(graph, node, self.product) if self.op == "linear" else 0.0) + 30
 
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
         """Weights by blocks in the order they are read; bias as accumulators begin; multipliers as the stage wants."""
         shape, consts = Shape.of(graph, node), channel_consts(node, self.product.offset)
         tiling, runs = self.tiling(shape, node), Runs.of(self.seen(shape), self.copied(shape))
         total = (tiling.blocks * tiling.groups + tiling.rest) * self.product.lanes
-        flat = np.zeros((total, runs.count * runs.codes), np.int8)
-        flat[: shape.out_channels, : shape.row] = node.values.reshape(shape.out_channels, -1)
-        padded = flat.reshape(total, runs.count, runs.codes)
+        blank = self.product.blank(node)
+        flat = np.full((total, runs.count * runs.codes), blank, np.int8)
+        flat[: shape.out_channels, : shape.row] = self.product.weights(node).reshape(shape.out_channels, -1)
+        behind = sum(parts_of(self.product, runs.codes)) - runs.codes
+        padded = np.pad(
+            flat.reshape(total, runs.count, runs.codes), [(0, 0), (0, 0), (0, behind)], constant_values=blank
+        )
         table = np.zeros((2, total), np.int32)
         table[:, : shape.out_channels] = consts["bias"], self.product.multipliers(node, consts["multiplier"])
         order = self._order(tiling)
@@ -95,7 +100,8 @@ class DirectRow(Copying):
         wide = (tiling.groups * self.product.lanes, tiling.rest * self.product.lanes)
         parts = [self._packed(padded[:cut], wide[0]), self._packed(padded[cut:], wide[1])]
         start = self.product.start(np.ascontiguousarray(table[0]))
-        return {"weights": np.concatenate(parts), "bias": start, "multiplier": np.ascontiguousarray(table[1])}
+        weights, multiplier = np.concatenate(parts), np.ascontiguousarray(table[1])
+        return {"weights": weights, "bias": start, "multiplier": multiplier, **self.product.constants(node)}
 
     def _order(self, tiling: Tiling) -> list[int]:
         """The channel at each place of weights and constants."""
@@ -106,14 +112,13 @@ class DirectRow(Copying):
         return order + [len(order) + place for place in self.product.order(tiling.rest)]
 
     def _packed(self, codes: NDArray[np.int8], channels: int) -> NDArray[np.int8]:
-        """Weights (channels, runs, codes) of whole blocks, one behind the other."""
+        """Weights (channels, runs, rounded codes) of whole blocks, one behind the other."""
         if not len(codes):
             return np.zeros(0, np.int8)
         blocks = codes.reshape(-1, channels, *codes.shape[1:])
         pieces, start = [], 0
         for n in parts_of(self.product, codes.shape[2]):
             part = blocks[..., start : start + n]
-            part = np.pad(part, [(0, 0)] * 3 + [(0, n - part.shape[-1])])
             pieces.append(np.stack([self.product.pack(part[:, :, r]) for r in range(codes.shape[1])], axis=1))
             start += n
         return np.concatenate(pieces, axis=2).reshape(-1)
@@ -121,6 +126,17 @@ class DirectRow(Copying):
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """Copy, then blocks of channels, rows, tiles."""
         return Writer(self, graph, node).code()
+
+
+def waiting(graph: LoweredGraph, node: Node, product: Product) -> float:
+    """Instructions that could run while the weights of a layer come from caches that are farther away.
+
+    Which caches is told by the weights of the whole network, as int8: every inference replaces what the next one begins
+    with.
+    """
+    total = sum(n.consts["codes"].size for n in graph.nodes if n.format is not None)
+    wait = max((each for size, each in product.waits if total > size), default=0.0)
+    return wait * node.consts["codes"].size / product.fields
 
 
 class Writer:
@@ -134,6 +150,7 @@ class Writer:
         self.parts = parts_of(self.product, self.runs.codes)
         self.source = s = opened(node, self.copied, self.product.dtype)
         s.integer("nothing", 0)
+        self.product.declare(s, node)
         self.stage = self.product.stage(s, node)
         tiles = [(p, self.tiling.groups) for p, _ in self.tiling.pixels]
         tiles += [(p, self.tiling.rest) for p, _ in self.tiling.rest_pixels]
@@ -144,9 +161,13 @@ class Writer:
     def code(self) -> Code:
         """The whole function."""
         if self.copied:
-            copy_image(self.source, self.shape, self.product.dtype)
+            self.copy()
         self.blocks()
         return self.source.code()
+
+    def copy(self) -> None:
+        """Copy the image."""
+        copy_image(self.source, self.shape, self.product.dtype)
 
     def blocks(self) -> None:
         """All blocks of channels."""
@@ -216,8 +237,8 @@ class Writer:
         first = self.tiling.groups * self.product.lanes
         self.product.clear(s, pixels, groups, f"{o} * {first}")
         base = self.base(column)
-        weights = f"{o} * {sum(self.parts) * runs.count * first}"
-        step = sum(self.parts) * groups * self.product.lanes  # bytes of weights of one run
+        weights = f"{o} * {sum(self.parts) * runs.count * first // self.product.fields}"
+        step = sum(self.parts) * groups * self.product.lanes // self.product.fields  # bytes of weights of one run
         flat = runs.count * len(self.parts) * self.product.cost(pixels, groups, self.product.chunk) <= _FLAT
         if flat:
             for r in range(runs.count):
@@ -238,7 +259,7 @@ class Writer:
             self._run(pixels, groups, at, f"{weights} + (ky * {runs.columns} + {kx}) * {step}")
 
     def _run(self, pixels: int, groups: int, at: str, weights: str) -> None:
-        s, per_code = self.source, groups * self.product.lanes
+        s, per_code = self.source, groups * self.product.lanes // self.product.fields
         chunk = self.product.chunk
         whole = sum(n == chunk for n in self.parts)
         step_chunks = together(self.product, whole, pixels, groups)

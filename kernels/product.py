@@ -8,7 +8,10 @@ few pixels meet them, and how accumulators become the sums of a pixel. Accumulat
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
 
 from xdeploy.formats import Int8, Int32
 from xdeploy.lir.graph import Node
@@ -19,6 +22,8 @@ from .snippets import Source
 CHUNK = 16  # codes in 128 bits
 Codes = Callable[[int, int, int], str]
 Bind = Callable[[str], str]  # gives an expression a name
+# (bytes, instructions): in networks with more int8 weights than that, each byte read could have been so many
+Waits = tuple[tuple[int, float], ...]
 
 
 class Product(ABC):
@@ -35,6 +40,8 @@ class Product(ABC):
     offset: int = 0  # what the copy of the image adds to codes
     most_pixels: int = 12  # of a tile
     exact: tuple[int, ...]  # codes at the end of a run that can be read without reading on
+    fields: int = 1  # weights in a byte
+    waits: Waits = ()  # for weights, rising; empty: unknown
 
     def rounded(self, codes: int) -> int:
         """Codes at the end of a run, padded to what this level multiplies."""
@@ -43,6 +50,21 @@ class Product(ABC):
     def order(self, groups: int) -> list[int]:
         """The channel of a tile of so many groups that stands at each place of packed weights and constants."""
         return list(range(groups * self.lanes))
+
+    def weights(self, node: Node) -> Int8:
+        """What `pack` gets of the node's weights."""
+        return node.values
+
+    def blank(self, node: Node) -> int:
+        """What `pack` gets where there is no weight, a 0."""
+        return 0
+
+    def constants(self, node: Node) -> Mapping[str, NDArray[Any]]:
+        """Constants that multiplying needs besides weights."""
+        return {}
+
+    def declare(self, source: Source, node: Node) -> None:  # noqa: B027  most have nothing to declare
+        """What a function holds from its beginning."""
 
     @abstractmethod
     def registers(self, node: Node) -> int:

@@ -20,6 +20,9 @@ from .vectors import as_type, half, ramp, shuffle
 
 LANES = 8  # output channels that one requantised vector holds
 _REGISTERS = 16
+# Beyond the first cache of 32 or 48 KiB, and beyond a second of 1 MiB (2 MiB in newer cores). Fitted to what
+# benchmarks/lowbit.py measures on all sides of them: time by bytes, as instructions that would take as long.
+WAITS = ((64 << 10, 0.05), (1 << 20, 0.25))
 _SWAPPED = [0, 1, 2, 3, 8, 9, 10, 11]  # of 16 channels those of the first vector; the others are in the second
 
 
@@ -36,7 +39,8 @@ def acc(index: int, lanes: int = LANES) -> str:
 class BroadcastProduct(Product):
     """`unit` codes of one pixel are broadcast and meet the channels of a vector: an accumulator for each of these."""
 
-    vectors, exact = 1, ()
+    vectors = 1
+    exact: tuple[int, ...] = ()
 
     def accumulators(self, pixels: int, groups: int) -> int:
         """One for each pixel and group."""
@@ -70,7 +74,7 @@ class BroadcastProduct(Product):
 class PairProduct(BroadcastProduct):
     """`vpmaddwd`: a pair of codes of one pixel by eight channels."""
 
-    isa, lanes, dtype = "x86", LANES, "int16"
+    isa, lanes, dtype, waits = "x86", LANES, "int16", WAITS
     chunk = unit = 2  # more at a time, and LLVM would add products first, and run out of registers
 
     def order(self, groups: int) -> list[int]:

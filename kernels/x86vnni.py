@@ -16,7 +16,7 @@ from .outstage import TileStage, added_constant
 from .product import Bind, Codes, Product
 from .snippets import Source
 from .vectors import as_type, ramp, shuffle
-from .x86 import BroadcastProduct, intrinsic
+from .x86 import WAITS, BroadcastProduct, intrinsic
 
 LANES = 16  # output channels that one requantised vector holds
 UNIT = 4  # codes that one lane multiplies at a time
@@ -30,7 +30,7 @@ _UPPER = [lane + LANES * second for lane in range(1, LANES, 2) for second in (0,
 class ByteProduct(BroadcastProduct):
     """`vpdpbusd`: four codes of one pixel by 16 channels."""
 
-    isa, lanes, dtype = "vnni", LANES, "uint8"
+    isa, lanes, dtype, waits = "vnni", LANES, "uint8", WAITS
     chunk = unit = UNIT
     offset, most_pixels = OFFSET, 24
 

@@ -19,6 +19,7 @@ import xdeploy.tune
 from tests.kernels.cases import Case
 from tests.kernels.harness import DATA as DATA_AT
 from tests.kernels.harness import Batch, Image, Unicorn, has_qemu, link
+from tests.kernels.test_nibbles import stack
 from tests.networks import Drawer
 from xdeploy.builder import build
 from xdeploy.errors import DeviceError, UsageError
@@ -31,6 +32,7 @@ from xdeploy.recipe import PackageOptions, TuneOptions
 from xdeploy.target import load_target
 from xdeploy.tune import tune
 from xdeploy.tune.cache import Cache
+from xdeploy.tune.candidates import candidates
 
 M4 = load_target("cortex-m4")
 FULL = TuneOptions(effort="full")
@@ -231,6 +233,21 @@ def test_hosts_are_timed(tmp_path: Path) -> None:
     assert min(times.values()) > 0
     assert times[choice.kernels["a"]] == min(times.values())
     assert choice.notes["how"] == "measured"
+
+
+def test_hosts_read_weights_from_where_an_inference_does(tmp_path: Path) -> None:
+    """As many copies of a layer's constants as make up the network's weights, for every row of it."""
+    host = load_target("x86-64")
+    for layers in (1, 5):
+        graph = stack("int4", 64, layers)
+        table = candidates(graph, host, "tuned", "full")
+        for competing in table.values():
+            assert {"linear_s8_s4_packed__x86", "linear_s8_s4_direct__x86"} <= {c.row.name for c in competing}
+            assert {c.job.copies for c in competing} == {layers}
+        choice = tune(graph, host, FULL, cache=Cache(tmp_path))
+        nodes = choice.notes["nodes"].values()
+        assert all("refused" not in c for n in nodes for c in n["candidates"])
+    assert {c.job.copies for cs in candidates(graph, M4, "tuned", "full").values() for c in cs} == {1}
 
 
 @pytest.mark.skipif(not has_qemu(), reason="qemu-system-arm is not installed")

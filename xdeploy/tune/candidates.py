@@ -27,6 +27,8 @@ from xdeploy.tune.jobs import Job
 
 QUICK_WITHIN = 1.5  # of the least estimated cost
 QUICK_MOST = 4  # rows per node
+MOST_COPIES = 256
+COPIED = 8 << 20  # weights of a node and its copies: more than a core's own caches hold, also at half a byte each
 # Attributes that change values but no instruction: a kernel that is specialised on one shows it in its text.
 _SCALED = ("a", "b", "const", "shift", "low", "high")
 _ZEROS = ("in_zero", "out_zero", "a_zero", "b_zero", "value", "tie")
@@ -84,14 +86,14 @@ def _likely(every: list[Candidate]) -> list[Candidate]:
 def _candidate(graph: LoweredGraph, node: Node, row: Kernel, target: Target) -> Candidate:
     code, constants = row.emit(graph, node, target), dict(row.pack(graph, node))
     shapes = tuple(graph.tensors[t].shape for t in node.inputs)
-    space = row.workspace(graph, node)
+    space, copies = row.workspace(graph, node), _copies(graph, node, target)
     key = digest(
         row.name, node.op, shapes, graph.tensors[node.output].shape, sorted(_shape_of(node)), _text(code), space,
-        {k: (str(v.dtype), v.size) for k, v in constants.items()}, _machine(target),
+        {k: (str(v.dtype), v.size) for k, v in constants.items()}, copies, _machine(target),
     )  # fmt: skip
     step = target.align
     parts = {_content(v): -(-v.nbytes // step) * step for v in constants.values()}
-    job = Job(key, row.name, node, shapes, code, constants, space)
+    job = Job(key, row.name, node, shapes, code, constants, space, copies)
     return Candidate(
         row,
         float(row.cost(graph, node, target)),
@@ -100,6 +102,19 @@ def _candidate(graph: LoweredGraph, node: Node, row: Kernel, target: Target) -> 
         parts,
         unusual(row, target),
     )
+
+
+def _copies(graph: LoweredGraph, node: Node, target: Target) -> int:
+    """How many layers like this one have as many weights as the network, where time is measured.
+
+    Their weights, read in turns, are in those caches in which an inference finds the layer's own. The number is the
+    same for all rows of a node, so that a row that reads fewer bytes gets what it is worth.
+    """
+    if target.kind != "host" or node.format is None:
+        return 1
+    own = node.consts["codes"].size
+    total = sum(n.consts["codes"].size for n in graph.nodes if n.format is not None)
+    return min(-(-min(total, max(own, COPIED)) // own), MOST_COPIES)
 
 
 def _shape_of(node: Node) -> Iterator[tuple[str, Any]]:

@@ -1,10 +1,15 @@
-"""Kernels of this machine's kind: compiled into one library, called in turns and timed."""
+"""Kernels of this machine's kind: compiled into one library, called in turns and timed.
+
+A kernel that is called again and again would find its weights nearer than an inference does, so that one that reads
+fewer bytes would gain nothing: each call takes the next of a job's copies of its constants.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from xdeploy.errors import DeviceError
 from xdeploy.formats import Int8
 from xdeploy.handover import Artifact
 from xdeploy.process.lock import scratch_folder
+from xdeploy.program import Call
 from xdeploy.target import Target
 from xdeploy.tune.batch import Batch, sizes_of
 from xdeploy.tune.jobs import Figures, Job
@@ -76,27 +82,33 @@ class _Call:
         self.inputs = {name: aligned(batch.places[name].size, align) for name in call.inputs}
         self.output = aligned(batch.places[call.output].size, align)
         self.scratch = aligned(call.workspace, align)
-        self.constants = {}
+        self.constants: list[dict[str, Int8]] = [{} for _ in range(batch.jobs[index].copies)]
         for key, symbol in call.constants.items():
             raw = batch.program.constants[symbol].view(np.int8)
-            self.constants[key] = aligned(raw.size, align)
-            self.constants[key][: raw.size] = raw
+            for copy in self.constants:
+                copy[key] = aligned(raw.size, align)
+                copy[key][: raw.size] = raw
+        self.turns = cycle([self._args(call, copy) for copy in self.constants])
+
+    def _args(self, call: Call, constants: Mapping[str, Int8]) -> list[Any]:
+        """Of a call with one copy of the constants."""
         buffers: dict[str, list[Int8]] = {"input": list(self.inputs.values()), "output": [self.output]}
-        self.args: list[Any] = []
+        args: list[Any] = []
         for arg in call.args:
             if arg.kind == "int":
-                self.args.append(ctypes.c_int32(arg.value))
+                args.append(ctypes.c_int32(arg.value))
                 continue
-            at = {"const": self.constants.get(arg.name, self.scratch), "workspace": self.scratch}
+            at = {"const": constants.get(arg.name, self.scratch), "workspace": self.scratch}
             buffer = buffers[arg.kind][arg.index] if arg.kind in buffers else at[arg.kind]
-            self.args.append(ctypes.c_void_p(buffer.ctypes.data + (arg.value if arg.kind == "workspace" else 0)))
+            args.append(ctypes.c_void_p(buffer.ctypes.data + (arg.value if arg.kind == "workspace" else 0)))
+        return args
 
     def run(self, sample: int) -> Int8:
         """The output codes of a sample."""
         for name, buffer in self.inputs.items():
             value = self.batch.values[name][sample]
             buffer[: value.size] = value
-        self.function(*self.args)
+        self.function(*next(self.turns))
         return self.output.copy()
 
     def burst(self) -> int:
@@ -105,8 +117,8 @@ class _Call:
 
     def time(self, count: int) -> float:
         """Nanoseconds per call, over `count` calls."""
-        function, args = self.function, self.args
+        function, turns = self.function, [next(self.turns) for _ in range(count)]
         start = time.perf_counter_ns()
-        for _ in range(count):
+        for args in turns:
             function(*args)
         return (time.perf_counter_ns() - start) / count

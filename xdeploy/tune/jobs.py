@@ -26,6 +26,7 @@ class Job:
     code: Code
     constants: Mapping[str, NDArray[Any]]
     workspace: int  # bytes
+    copies: int = 1  # of the constants, read in turns where time is measured
 
     def inputs(self) -> tuple[Int8, ...]:
         """Codes (2, *shape) of each input: random ones, which are counted, and the two extremes alone.
