@@ -17,7 +17,7 @@ from xdeploy.request import Silent
 from xdeploy.target import Target, load_target
 from xdeploy.tune import tune
 from xdeploy.tune.candidates import candidates
-from xdeploy.tune.jobs import Job
+from xdeploy.tune.jobs import Figures, Job
 from xdeploy.tune.measure import measure
 from xdeploy.tune.pretuned import pretuned, read, shipped, written
 
@@ -45,9 +45,7 @@ def usable(name: str) -> Target:
 
 
 def jobs_of(graph: LoweredGraph, target: Target) -> list[Job]:
-    fitted = pretune.fitted(graph, target)
-    assert fitted is not None
-    table = candidates(fitted, target, "tuned", "quick")
+    table = candidates(pretune.fitted(graph, target), target, "tuned", "quick")
     return list({c.job.work: c.job for competing in table.values() for c in competing}.values())
 
 
@@ -66,7 +64,21 @@ def test_what_ships_is_what_would_be_measured(graph: LoweredGraph, name: str) ->
     known = sorted(known, key=lambda j: j.work)[:SAMPLES]
     for job, now in zip(known, measure(known, target), strict=True):
         told = f"{job.kernel}: what builds or measures kernels has changed; run {AGAIN}"
-        assert pretuned().get(job.work) == now, told
+        assert pretune.agree(pretuned().get(job.work), now), told
+
+
+def test_networks_that_share_a_layer_ship_the_same_figures_for_it() -> None:
+    for text in shipped().values():
+        for e in read(text):
+            assert pretune.agree(pretuned().get(e.key), e.figures), e
+
+
+def test_figures_agree_but_for_what_an_image_shares() -> None:
+    one = Figures(instructions=100, cycles=1000, code=4)
+    assert pretune.agree(one, replace(one, cycles=1009))
+    for other in (replace(one, cycles=1020), replace(one, instructions=101), replace(one, code=8)):
+        assert not pretune.agree(one, other)
+    assert not pretune.agree(None, one)
 
 
 def test_a_quick_build_measures_nothing_that_ships(
@@ -97,6 +109,14 @@ def test_the_check_tells_what_is_current(tmp_path: Path, capsys: pytest.CaptureF
     assert pretune.compared(NAME, rows, path)
 
 
-def test_a_network_that_does_not_fit_is_left_out(graph: LoweredGraph) -> None:
-    small = replace(load_target("cortex-m4"), memory={"flash": 1000, "ram": 1000, "align": 8})
-    assert pretune.fitted(graph, small) is None
+def test_a_target_that_is_too_small_is_left_out(
+    graph: LoweredGraph, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = load_target("cortex-m4")
+    small = replace(whole, memory={"flash": 1000, "ram": 1000, "align": 8})
+    monkeypatch.setattr(pretune, "TARGETS", ("small", "whole"))
+    monkeypatch.setattr(pretune, "load_target", {"small": small, "whole": whole}.__getitem__)
+    monkeypatch.setattr(pretune, "graph_of", lambda *_: graph)
+    monkeypatch.setattr(pretune, "measured", lambda _, target, __: [target.name])
+    assert list(pretune.entries(NAME, None, Silent())) == ["cortex-m4"]
+    assert "cortex-m4 is left out: " in capsys.readouterr().err

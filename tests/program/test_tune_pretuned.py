@@ -77,14 +77,6 @@ def test_what_ships_is_whole_small_and_of_emulated_targets() -> None:
         assert all(e.figures.instructions and len(e.key) == KEY for e in found), name
 
 
-def test_a_figure_has_one_value() -> None:
-    """Networks that share a layer ship the same figures for it."""
-    known: dict[str, Figures] = {}
-    for text in shipped().values():
-        for e in read(text):
-            assert known.setdefault(e.key, e.figures) == e.figures, e
-
-
 # ------------------------------------------------------------------------------------------ how they are used
 def network() -> LoweredGraph:
     d = Drawer((6, 6, 8))
