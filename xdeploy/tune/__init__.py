@@ -2,7 +2,8 @@
 
 Every row that competes for a node is compiled with the node's real constants, run by the target's own runner (or timed,
 where the target is this machine's kind), compared with the reference bit for bit, and counted. What was measured is
-kept in the user's cache folder, so that a second run, or one after a kill, goes on where the first ended.
+kept in the user's cache folder, so that a second run, or one after a kill, goes on where the first ended; figures of
+the zoo's layers on emulated targets ship with the package (`pretuned`) and are not measured at all.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from xdeploy.tune.cache import Cache
 from xdeploy.tune.candidates import Candidate, candidates
 from xdeploy.tune.choose import Option, best, flash_of
 from xdeploy.tune.jobs import Figures, Job
+from xdeploy.tune.pretuned import Pretuned, pretuned
 from xdeploy.tune.worker import PROCESS_JOBS, batches, measure_all
 
 __all__ = ["count", "tune"]
@@ -50,7 +52,7 @@ def tune(
         options: effort ("off" measures nothing), objective and limits.
         form: "tuned" or "portable".
         progress: told "tuning", done, total.
-        cache: of figures; None: the user's.
+        cache: of figures; None: the user's, and behind it what ships with the package.
         processes: that measure at a time, 1: this one; None: as many as the work and this machine's cores are worth.
 
     Returns:
@@ -66,7 +68,7 @@ def tune(
     _check(target, options)
     table = candidates(graph, target, form, options.effort)
     jobs = {c.job.key: c.job for competing in table.values() for c in competing}
-    figures = _measure(jobs, target, cache or Cache(), progress or (lambda *_: None), processes)
+    figures = _measure(jobs, target, cache, progress or (lambda *_: None), processes)
     unit = _unit(target, options)
     ranked = {n: _options(n, competing, figures, unit) for n, competing in table.items()}
     limits = limits_of(target, own)
@@ -94,7 +96,7 @@ def count(
         effort: "off": of the row that formulas choose; "quick" and "full": of the best row that tuning measures.
         form: "tuned" or "portable".
         progress: told "count instructions", done, total.
-        cache: of figures; None: the user's.
+        cache: of figures; None: the user's, and behind it what ships with the package.
         processes: as `tune` takes it.
 
     Raises:
@@ -107,7 +109,7 @@ def count(
     table = candidates(graph, target, form, effort)
     jobs = {c.job.key: c.job for competing in table.values() for c in competing}
     tell = progress or (lambda *_: None)
-    figures = _measure(jobs, target, cache or Cache(), lambda _, k, n: tell("count instructions", k, n), processes)
+    figures = _measure(jobs, target, cache, lambda _, k, n: tell("count instructions", k, n), processes)
     return {
         n: round(min(o.value for o in _options(n, competing, figures, "instructions")))
         for n, competing in table.items()
@@ -134,10 +136,11 @@ def _unit(target: Target, options: TuneOptions) -> str:
 
 
 def _measure(
-    jobs: Mapping[str, Job], target: Target, cache: Cache, tell: Tell, processes: int | None
+    jobs: Mapping[str, Job], target: Target, own: Cache | None, tell: Tell, processes: int | None
 ) -> dict[str, Figures]:
-    """Figures by key: those in the cache, then those that have to be measured."""
-    found = {key: known for key in jobs if (known := cache.get(key)) is not None}
+    """Figures by key: those in the cache, then those that ship, then those that have to be measured."""
+    cache, more = (Cache(), pretuned()) if own is None else (own, Pretuned())
+    found = {key: known for key, job in jobs.items() if (known := cache.get(key) or more.get(job.work)) is not None}
     missing = [job for key, job in jobs.items() if key not in found]
     tell("tuning", len(found), len(jobs))
     cores = 1 if target.kind == "host" else os.cpu_count() or 1

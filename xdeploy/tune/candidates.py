@@ -1,4 +1,4 @@
-"""Which rows compete for which node, and the key their figures are kept under."""
+"""Which rows compete for which node, and the keys their figures are kept under."""
 
 from __future__ import annotations
 
@@ -87,13 +87,14 @@ def _candidate(graph: LoweredGraph, node: Node, row: Kernel, target: Target) -> 
     code, constants = row.emit(graph, node, target), dict(row.pack(graph, node))
     shapes = tuple(graph.tensors[t].shape for t in node.inputs)
     space, copies = row.workspace(graph, node), _copies(graph, node, target)
-    key = digest(
+    work = digest(
         row.name, node.op, shapes, graph.tensors[node.output].shape, sorted(_shape_of(node)), _text(code), space,
-        {k: (str(v.dtype), v.size) for k, v in constants.items()}, copies, _machine(target),
+        {k: (str(v.dtype), v.size) for k, v in constants.items()}, _machine(target),
     )  # fmt: skip
     step = target.align
     parts = {_content(v): -(-v.nbytes // step) * step for v in constants.values()}
-    job = Job(key, row.name, node, shapes, code, constants, space, copies)
+    key = digest(work, copies, _measuring())
+    job = Job(key, work, row.name, node, shapes, code, constants, space, copies)
     return Candidate(
         row,
         float(row.cost(graph, node, target)),
@@ -134,7 +135,7 @@ def _content(array: NDArray[Any]) -> str:
 def _machine(target: Target) -> list[Any]:
     """All of the target and the tools that figures depend on."""
     parts = (target.isa, target.features, target.tvm, target.compiler, target.runner, target.cycles, target.align)
-    return [repr(parts), _runner(target), tool_versions(), _measuring()]
+    return [repr(parts), _runner(target), tool_versions()]
 
 
 def _runner(target: Target) -> str:

@@ -20,6 +20,7 @@ class Job:
     """One kernel row on one node: what has to be compiled and run, with the node's real constants."""
 
     key: str  # of the cache: equal keys have equal figures
+    work: str  # the same but for the code that measures: key of the figures that ship
     kernel: str
     node: Node
     shapes: tuple[tuple[int, ...], ...]  # of the inputs
