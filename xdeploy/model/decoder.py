@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -43,7 +43,7 @@ class Piece(NamedTuple):
     """Some images that follow each other in their data set."""
 
     first: int  # number of the first one
-    names: Sequence[str]  # in the folder or zip
+    names: tuple[str, ...]  # in the folder or zip
 
 
 Read = Callable[[str], bytes]
@@ -114,7 +114,8 @@ def serve(source: TextIO, sink: TextIO) -> None:
         folder = Path(path).is_dir()
         read = reader(Path(path), None if folder else stack.enter_context(zipfile.ZipFile(path)))
         for line in source:
-            piece = Piece(*json.loads(line))
+            first, names = json.loads(line)
+            piece = Piece(first, tuple(names))
             try:
                 images, grey = decode_piece(piece, path, tuple(shape), read)
                 write_at(descriptor, piece.first * images[0].nbytes, images.data.cast("B"))
