@@ -134,8 +134,7 @@ def waiting(graph: LoweredGraph, node: Node, product: Product) -> float:
     Which caches is told by the weights of the whole network, as int8: every inference replaces what the next one begins
     with.
     """
-    total = sum(n.consts["codes"].size for n in graph.nodes if n.format is not None)
-    wait = max((each for size, each in product.waits if total > size), default=0.0)
+    wait = max((each for size, each in product.waits if graph.weights > size), default=0.0)
     return wait * node.consts["codes"].size / product.fields
 
 

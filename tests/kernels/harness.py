@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
 
@@ -21,7 +22,7 @@ from xdeploy.builder.link import bare_triple, static_flags
 from xdeploy.builder.tir import compile_tir
 from xdeploy.builder.zig import cc
 from xdeploy.kernel import KERNELS, Code, Kernel
-from xdeploy.target import Target
+from xdeploy.target import Target, load_target
 
 GUARD, FENCE = 64, 0xA5
 STACK, DATA, RETURN = 0x7F000000, 0x60000000, 0x7E000000
@@ -159,6 +160,23 @@ def host_image(size: int = 1 << 23) -> Image:
 
 
 # ----------------------------------------------------------------------------------------------- emulators
+def host_level(isa: str) -> Target:
+    """The x86-64 target at one of its levels; "x86": its own, AVX2."""
+    target = load_target("x86-64")
+    return target if isa == "x86" else target.at(next(level for level in target.levels if level.name == isa))
+
+
+def check_level(batch: Batch, isa: str, folder: Path) -> None:
+    """Run a batch of a level of x86-64 on this CPU; where it lacks the level the rows are compiled only."""
+    if isa not in ("x86", *(level.name for level in load_target("x86-64").levels_here())):
+        assert compile_tir(batch.functions, batch.target).object(folder / "k.o").stat().st_size > 0
+        pytest.skip("this CPU has no AVX512-VNNI; the rows were compiled only")
+    before = batch.image.bytes.copy()
+    run_host(batch, folder)
+    assert batch.failures() == []
+    assert batch.image.damaged(before) == []
+
+
 def link(batch: Batch, folder: Path, extra: Sequence[str] = ()) -> Path:
     """Link all functions into a static ELF for an emulator."""
     compile_tir(batch.functions, batch.target).object(folder / "k.o")

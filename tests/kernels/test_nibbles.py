@@ -14,12 +14,10 @@ from tests.conftest import seed
 from tests.kernels import harness
 from tests.kernels.cases import Case, linear
 from tests.kernels.test_vnni import scaled
-from xdeploy.builder.tir import compile_tir
 from xdeploy.formats import FORMATS, Int8
 from xdeploy.kernel import KERNELS, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.program import bind, choose
-from xdeploy.target import Target, load_target
 
 SMALL = [f for f in FORMATS.values() if f.bits <= 4]
 LEVELS = ("x86", "vnni")
@@ -39,23 +37,8 @@ OWN = [
 ]
 
 
-def _target(level: str) -> Target:
-    target = load_target("x86-64")
-    return target if level == "x86" else target.at(next(x for x in target.levels if x.name == level))
-
-
 def _row(case: Case, level: str) -> Kernel:
     return KERNELS[f"linear_s8_{case.node.format.short}_packed__{level}"]
-
-
-def _check(batch: harness.Batch, level: str, folder: Path) -> None:
-    if level not in ("x86", *(found.name for found in load_target("x86-64").levels_here())):
-        assert compile_tir(batch.functions, batch.target).object(folder / "k.o").stat().st_size > 0
-        pytest.skip("this CPU has no AVX512-VNNI; the rows were compiled only")
-    before = batch.image.bytes.copy()
-    harness.run_host(batch, folder)
-    assert batch.failures() == []
-    assert batch.image.damaged(before) == []
 
 
 def with_book(case: Case, book: list[int]) -> Case:
@@ -76,17 +59,17 @@ def _random() -> list[Case]:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_rows_equal_the_reference(level: str, tmp_path: Path) -> None:
-    batch = harness.Batch(_target(level), harness.host_image(1 << 24))
+    batch = harness.Batch(harness.host_level(level), harness.host_image(1 << 24))
     for case in [*OWN, *_random()]:
         assert _row(case, level).applies(case.graph, case.node, batch.target), case.name
         batch.add(_row(case, level), case)
-    _check(batch, level, tmp_path)
+    harness.check_level(batch, level, tmp_path)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_nothing_saturates_on_the_way(level: str, tmp_path: Path) -> None:
     """All codes and weights at their ends; a full codebook without 0 behind whose weights no code may count."""
-    batch = harness.Batch(_target(level), harness.host_image(1 << 24))
+    batch = harness.Batch(harness.host_level(level), harness.host_image(1 << 24))
     book = [-127, *range(1, 15), 127]
     for rows in (64, 61):
         for case in (linear(rows, 24, "int4"), with_book(linear(rows, 24, "c4s8"), book)):
@@ -96,15 +79,15 @@ def test_nothing_saturates_on_the_way(level: str, tmp_path: Path) -> None:
                     consts = {**case.node.consts, "codes": np.full_like(case.node.consts["codes"], weight)}
                     one = replace(one, graph=replace(one.graph, nodes=(replace(one.node, consts=consts),)))
                     batch.add(_row(one, level), one)
-    _check(batch, level, tmp_path)
+    harness.check_level(batch, level, tmp_path)
 
 
 def test_an_entry_of_minus_128_is_for_vnni_only(tmp_path: Path) -> None:
     case = with_book(linear(40, 20, "c4s8"), [-128, *range(1, 15), 127])
-    assert not _row(case, "x86").applies(case.graph, case.node, _target("x86"))
-    batch = harness.Batch(_target("vnni"), harness.host_image())
+    assert not _row(case, "x86").applies(case.graph, case.node, harness.host_level("x86"))
+    batch = harness.Batch(harness.host_level("vnni"), harness.host_image())
     batch.add(_row(case, "vnni"), case)
-    _check(batch, "vnni", tmp_path)
+    harness.check_level(batch, "vnni", tmp_path)
 
 
 def _expanded(packed: Int8, table: Int8, channels: int) -> Int8:
@@ -152,14 +135,14 @@ def test_what_is_chosen(level: str, fmt: str, forms: tuple[str, ...]) -> None:
     width, near, far = 128, *(size for size, _ in WAITS)
     for weights, form in zip((near, far, 4 * far), forms, strict=True):
         graph = stack(fmt, width, weights // width**2)
-        row = choose(graph, graph.nodes[0], _target(level)).name
+        row = choose(graph, graph.nodes[0], harness.host_level(level)).name
         assert row == f"linear_s8_{FORMATS[fmt].short}_{form}__{level}"
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("fmt", ["int4", "c4s8"])
 def test_constants_are_half_as_large(fmt: str, level: str) -> None:
-    sizes = [bind(stack(name, 512, 5), _target(level), "m").weight_bytes for name in ("int8", fmt)]
+    sizes = [bind(stack(name, 512, 5), harness.host_level(level), "m").weight_bytes for name in ("int8", fmt)]
     assert 0.5 < sizes[1] / sizes[0] < 0.52
 
 

@@ -11,10 +11,8 @@ from xdeploy.kernels.x86vnni import LANES, QUAD, ByteProduct, unpacked
 
 from tests.kernels import harness
 from tests.kernels.cases import Case, cases, conv, linear
-from xdeploy.builder.tir import compile_tir
 from xdeploy.kernel import KERNELS
 from xdeploy.program import choose
-from xdeploy.target import Target, load_target
 
 NONE = (0, 0, 0, 0)
 
@@ -66,24 +64,9 @@ DEPTHWISE = [
 ]
 
 
-def _target() -> Target:
-    target = load_target("x86-64")
-    return target.at(next(level for level in target.levels if level.name == "vnni"))
-
-
-def _check(batch: harness.Batch, folder: Path) -> None:
-    if "vnni" not in [level.name for level in load_target("x86-64").levels_here()]:
-        assert compile_tir(batch.functions, batch.target).object(folder / "k.o").stat().st_size > 0
-        pytest.skip("this CPU has no AVX512-VNNI; the rows were compiled only")
-    before = batch.image.bytes.copy()
-    harness.run_host(batch, folder)
-    assert batch.failures() == []
-    assert batch.image.damaged(before) == []
-
-
 @pytest.mark.parametrize(("form", "own"), [("direct", DIRECT), ("dw1x64", DEPTHWISE)])
 def test_rows_equal_the_reference(form: str, own: list[Case], tmp_path: Path) -> None:
-    target = _target()
+    target = harness.host_level("vnni")
     batch = harness.Batch(target, harness.host_image(1 << 24))
     further = [c for op in ("conv2d", "linear") for c in cases(op) if c.node.attrs["weight_format"] == "int8"][::24]
     for case in [*own, *further]:
@@ -92,13 +75,13 @@ def test_rows_equal_the_reference(form: str, own: list[Case], tmp_path: Path) ->
         assert fits or case not in own, f"{name} does not take {case.name}"
         if fits:
             batch.add(KERNELS[name], case)
-    _check(batch, tmp_path)
+    harness.check_level(batch, "vnni", tmp_path)
 
 
 @pytest.mark.parametrize("row", ["conv2d_s8_s8_direct__vnni"])
 def test_nothing_saturates_on_the_way(row: str, tmp_path: Path) -> None:
     """All codes and weights at their ends: pairs of products of bytes leave int16, which vpmaddubsw would clip."""
-    batch = harness.Batch(_target(), harness.host_image(1 << 24))
+    batch = harness.Batch(harness.host_level("vnni"), harness.host_image(1 << 24))
     for weight in (-128, 127):
         for code in (-128, 127):
             case = conv((4, 5), 64, 64, in_zero=-128 if code == 127 else 127)
@@ -106,7 +89,7 @@ def test_nothing_saturates_on_the_way(row: str, tmp_path: Path) -> None:
             case.inputs[0][:] = code
             assert KERNELS[row].applies(case.graph, case.node, batch.target)
             batch.add(KERNELS[row], case)
-    _check(batch, tmp_path)
+    harness.check_level(batch, "vnni", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +106,7 @@ def test_nothing_saturates_on_the_way(row: str, tmp_path: Path) -> None:
     ids=lambda v: getattr(v, "name", v),
 )
 def test_what_is_chosen(case: Case, form: str) -> None:
-    assert choose(case.graph, case.node, _target()).name.endswith(f"_{form}__vnni")
+    assert choose(case.graph, case.node, harness.host_level("vnni")).name.endswith(f"_{form}__vnni")
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])

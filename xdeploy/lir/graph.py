@@ -76,6 +76,11 @@ class LoweredGraph:
     output: str
     io: IoSpec
 
+    @property
+    def weights(self) -> int:
+        """Of all nodes together, their number."""
+        return sum(n.consts["codes"].size for n in self.nodes if n.format is not None)
+
     def node(self, name: str) -> Node:
         """The node of that name."""
         return next(n for n in self.nodes if n.name == name)

@@ -1,7 +1,8 @@
 """Reading and decoding images of one size; as a program, for another process of this package.
 
-`python -m xdeploy.model.decoder PID` takes a `Task` from its standard input, then pieces until that ends, each a line
-of JSON; it decodes each into the task's array and answers with the greys, or with null for an error that whoever asked
+`python -m xdeploy.model.decoder PID` takes one line of JSON from its standard input, [path of the folder or zip,
+shape of an image, descriptor of the open file that takes the rows], and then a line per piece until that ends; it
+decodes each piece into the file and answers with the greys, or with null for an error that whoever asked
 finds by decoding it again.
 """
 
@@ -29,14 +30,6 @@ MAX_PIXELS = 64 * 2**20  # of one image
 
 UInt8 = NDArray[np.uint8]
 Grey = NDArray[np.bool_]
-
-
-class Task(NamedTuple):
-    """What is common to all pieces of a data set."""
-
-    path: str  # of the folder or zip
-    shape: tuple[int, int, int]  # height, width and channels that are expected
-    descriptor: int  # of the open file that takes the rows
 
 
 class Piece(NamedTuple):

@@ -16,13 +16,13 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from subprocess import PIPE
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from xdeploy.errors import UsageError
 from xdeploy.model.bars import Progress, stepping
-from xdeploy.model.decoder import Grey, Piece, Task, UInt8, decode_one, decode_piece
+from xdeploy.model.decoder import Grey, Piece, UInt8, decode_one, decode_piece
 from xdeploy.model.images import MAX_TOTAL, ImageFiles
 from xdeploy.model.spool import Spool, stored
 
@@ -107,22 +107,22 @@ class _There:
     """Decodes in a process of its own; what fails there is done here, which tells why or does not fail."""
 
     def __init__(self, here: _Here) -> None:
-        self._here, descriptor = here, here.spool.descriptor
+        descriptor = here.spool.descriptor
         command = [sys.executable, "-m", "xdeploy.model.decoder", str(os.getpid())]
         self._child = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, pass_fds=(descriptor,), text=True)
-        self._task: Task | None = Task(str(here.files.path.absolute()), here.shape, descriptor)
+        self._here = here
+        self._say([str(here.files.path.absolute()), here.shape, descriptor])
 
     def __call__(self, piece: Piece) -> Grey:
-        assert self._child.stdin is not None
         assert self._child.stdout is not None
         answer: list[bool] | None = None
         with contextlib.suppress(OSError, ValueError):
-            for given in (self._task, piece) if self._task else (piece,):
-                print(json.dumps(given), file=self._child.stdin)
-            self._child.stdin.flush()
-            self._task = None
+            self._say(piece, flush=True)
             answer = json.loads(self._child.stdout.readline())
         return self._here(piece) if answer is None else np.array(answer, bool)
+
+    def _say(self, line: Any, flush: bool = False) -> None:
+        print(json.dumps(line), file=self._child.stdin, flush=flush)
 
     def close(self) -> None:
         self._child.kill()

@@ -85,12 +85,9 @@ class Collector:
     def add_up(self) -> None:
         """Add what other processes have collected of their share of the samples."""
         totals = torch.tensor([self.samples, self.lost, self.explained], dtype=torch.float64)
-        ranks.add_up([totals, *self._sums()])
+        sums = [s for m in self.moments.values() for s in (m.magnitude, m.square, m.signed) if s is not None]
+        ranks.add_up([totals, *sums, *self.channel.values()])
         self.samples, self.lost, self.explained = int(totals[0]), float(totals[1]), float(totals[2])
-
-    def _sums(self) -> list[Tensor]:
-        moments = (s for m in self.moments.values() for s in (m.magnitude, m.square, m.signed) if s is not None)
-        return [*moments, *self.channel.values()]
 
     @property
     def residual(self) -> float:

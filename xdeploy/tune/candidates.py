@@ -114,8 +114,7 @@ def _copies(graph: LoweredGraph, node: Node, target: Target) -> int:
     if target.kind != "host" or node.format is None:
         return 1
     own = node.consts["codes"].size
-    total = sum(n.consts["codes"].size for n in graph.nodes if n.format is not None)
-    return min(-(-min(total, max(own, COPIED)) // own), MOST_COPIES)
+    return min(-(-min(graph.weights, max(own, COPIED)) // own), MOST_COPIES)
 
 
 def _shape_of(node: Node) -> Iterator[tuple[str, Any]]:
