@@ -59,6 +59,7 @@ class Net:
     first: Schedule | None = None
     threads: int = 2  # one where a second gains little, or the machine does other work: rows depend on the number
     one_float: bool = False  # the float network of seed 0 for all seeds, where training another takes too long
+    validation: float = DataOptions().validation  # share of the training data that the float network leaves out, too
 
 
 def _there(path: Path) -> Path:
@@ -113,6 +114,7 @@ NETWORKS = {
         Net(
             "resnet20", "xdeploy.model.zoo:resnet20", "CIFAR-10 (JPEG)",
             _cifar("resnet20-cifar10-jpeg.safetensors"), Schedule(), threads=1, one_float=True,
+            validation=0.04,  # 2,000 images
         ),
         Net(
             "vgg16", "xdeploy.model.zoo:vgg16", "CIFAR-10 (JPEG)",
@@ -165,7 +167,8 @@ class Ready:
 
     def _source(self, given: Given, module: Any = None) -> SourceModel:
         model = self.net.model if module is None else module.eval()
-        return load_source(model, given.weights, given.data, given.test_data, DataOptions(), self.float_seed)
+        options = DataOptions(validation=self.net.validation)
+        return load_source(model, given.weights, given.data, given.test_data, options, self.float_seed)
 
     @cached_property
     def baseline(self) -> dict[str, Any]:
@@ -193,7 +196,7 @@ class Ready:
         """Validation and test accuracy of float weights, kept beside the weights in the work folder."""
         known = self.place.work / "float" / "accuracy.json"
         kept: dict[str, Any] = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
-        key = f"{self.net.name}/{self.float_seed}/{sha256(weights)}"
+        key = f"{self.net.name}/{self.float_seed}/{self.net.validation:g}/{sha256(weights)}"
         if key not in kept:
             source = self._source(replace(self.given, weights=weights))
             module = NetworkModule(source.network)

@@ -123,6 +123,8 @@ def measure(job: Job, ready: Ready) -> dict[str, Any]:
             f"{job.id}: trains {job.recipe.recover.epochs} epochs, the float network only {ready.schedule.epochs} more;"
             f" give --further {job.recipe.recover.epochs}"
         )
+    if job.recipe.data.validation < ready.net.validation:
+        raise RuntimeError(f"{job.id}: trains on more data than the float network: data.validation is below its share")
     row = {"id": job.id, "key": key_of(job, ready.weights), **_head(job, ready)}
     start = time.monotonic()
     try:

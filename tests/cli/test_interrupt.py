@@ -91,6 +91,35 @@ def test_a_second_signal_does_not_wait():
     assert gone(below)
 
 
+def test_what_is_owed_elsewhere_has_time(tmp_path: Path):
+    """Work that is slow to get there still tidies up, with a child; what it had started before is ended at once."""
+    done = tmp_path / "done"
+    text = (
+        "import subprocess, sys, threading, time\nfrom xdeploy.process.interrupt import Guard, tidying, to_be_tidied\n"
+        "Guard()\n"
+        "try:\n"
+        "    with to_be_tidied():\n"
+        "        try:\n"
+        "            child = subprocess.Popen(['sleep', '333'])\n"
+        "            print('ready', flush=True)\n"
+        "            child.wait()\n"
+        "        except BaseException:\n"
+        f"            time.sleep({GRACE} + 0.5)\n"
+        "            with tidying():\n"
+        f"                subprocess.run(['sh', '-c', 'sleep 0.5; echo yes > {done}'], check=True)\n"
+        "            raise\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    child = start(text)
+    below = descendants(child.pid)
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert done.read_text() == "yes\n"
+    assert gone(below)
+
+
 def test_the_grace_leaves_time_within_two_seconds():
     assert GRACE <= 1.5
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING
 
 from xdeploy.errors import TransportError, UsageError, XdeployError, shown
-from xdeploy.process.interrupt import tidying
+from xdeploy.process.interrupt import tidying, to_be_tidied
 
 if TYPE_CHECKING:
     from xdeploy.bench.via import Address
@@ -221,21 +221,21 @@ def remote_folder(shell: Shell, timeout: float = 60.0) -> Iterator[Folder]:
     """
     folder = Folder(shell)
     made = f'umask 077; mkdir "${{TMPDIR:-/tmp}}"/{folder.name}; s=$?; {shell.section("status")}; echo $s'
-    try:
-        got = shell.run("making a folder", made, timeout)
-        if got["status"].strip() != b"0":
-            raise TransportError(
-                f"{shell.where}: no folder can be made: {said_text(got['stderr'])}",
-                hint="set TMPDIR for that user to a folder it may write to",
-            )
-        yield folder
-    except BaseException as error:
-        folder.left = _remove(folder) if shell.reached else None
-        if folder.left and isinstance(error, XdeployError):
-            error.message = f"{error.message}; {folder.left}"
-        raise
-    else:
-        folder.left = _remove(folder)
+    with to_be_tidied():
+        try:
+            got = shell.run("making a folder", made, timeout)
+            if got["status"].strip() != b"0":
+                raise TransportError(
+                    f"{shell.where}: no folder can be made: {said_text(got['stderr'])}",
+                    hint="set TMPDIR for that user to a folder it may write to",
+                )
+            yield folder
+            folder.left = _remove(folder)
+        except BaseException as error:  # an interrupt while it was being removed, too
+            folder.left = _remove(folder) if shell.reached else None
+            if folder.left and isinstance(error, XdeployError):
+                error.message = f"{error.message}; {folder.left}"
+            raise
 
 
 def _remove(folder: Folder) -> str | None:

@@ -40,17 +40,38 @@ def open_standard_files() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open as long as the process)
 
 
-_tidying = threading.Event()
+class _Held:
+    """Whether any thread is within a `with` of it."""
+
+    def __init__(self) -> None:
+        self._lock, self._count = threading.Lock(), 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold it meanwhile."""
+        with self._lock:
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+
+    def __bool__(self) -> bool:
+        return self._count > 0
 
 
-@contextlib.contextmanager
-def tidying() -> Iterator[None]:
-    """What is done within may take `TIDYING` seconds after a signal, and its children live on; a second one ends it."""
-    _tidying.set()
-    try:
-        yield
-    finally:
-        _tidying.clear()
+_owed, _tidying = _Held(), _Held()
+
+
+def to_be_tidied() -> contextlib.AbstractContextManager[None]:
+    """What leaves something elsewhere that has to be tidied up: it may take `TIDYING` seconds after a signal."""
+    return _owed.held()
+
+
+def tidying() -> contextlib.AbstractContextManager[None]:
+    """The tidying itself: its children live on after a signal; a second one ends it."""
+    return _tidying.held()
 
 
 class Guard:
@@ -71,8 +92,8 @@ class Guard:
         while self.received is None:
             self.received = next((n for n in self._next(None) if n in watched), None)
         began = time.monotonic()
-        while time.monotonic() < began + (TIDYING if _tidying.is_set() else GRACE):
-            if not _tidying.is_set():
+        while time.monotonic() < began + (TIDYING if _owed or _tidying else GRACE):
+            if not _tidying:
                 end_children()
             if any(n in watched for n in self._next(0.1)):
                 break
