@@ -13,6 +13,7 @@ from xdeploy.builder.levels import choosing
 from xdeploy.builder.package import Package
 from xdeploy.builder.stack import stack_bound
 from xdeploy.builder.zig import WARNINGS, ar, cc
+from xdeploy.errors import ToolchainError
 from xdeploy.files import write_text
 from xdeploy.process.lock import scratch_folder
 from xdeploy.target import Target
@@ -85,17 +86,20 @@ def link_alone(
         out: the image or program, relative to `folder`.
         folder: where it is compiled.
         extra: words for the linker.
-        math: parts in float bring the mathematical functions they call along, from a C library after all.
+        math: parts in float bring the mathematical functions they call along: what the compiler's runtime does not
+            have, from a C library after all, which takes a minute to compile the first time.
 
     Raises:
         ToolchainError: the compiler is missing or fails.
     """
     extra = ["-Wl,--gc-sections", *extra]
-    if math:
+    try:
+        cc([*flags(bare_triple(triple)), *sources, "-ffreestanding", *extra, "-o", out], folder)
+    except ToolchainError:
+        if not math:
+            raise
         triple = library_triple(triple)
         _link_static(flags(triple), sources, triple, out, folder, ["-nostartfiles", "-lm", *extra])
-    else:
-        cc([*flags(bare_triple(triple)), *sources, "-ffreestanding", *extra, "-o", out], folder)
 
 
 def bare_triple(triple: str) -> str:
