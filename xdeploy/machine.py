@@ -31,7 +31,7 @@ _PROGRAMS = {
 # flag of /proc/cpuinfo -> (what it enables, whether host libraries need it)
 _FEATURES = {
     "avx2": ("libraries for the target x86-64, and accuracy of the deployed code", True),
-    "avx512_bf16": ("fine-tuning in bfloat16", False),
+    "amx_bf16": ("fine-tuning in bfloat16", False),
 }
 
 

@@ -21,7 +21,7 @@ class RecoverOptions:
     average: float = 0.0  # moving average of all that learns, which is what is kept: share of the past; 0: none
     distill: float = 0.0  # share of the loss that is the divergence from the float model's outputs, 0..1
     temperature: float = 4.0  # of distill, what softens both outputs
-    # of convolutions and products: auto (bfloat16 on CPUs that have it, channels last) | float32 | bfloat16
+    # of convolutions and products: auto (bfloat16 on CPUs with AMX, channels last) | float32 | bfloat16
     precision: str = "auto"
     batchnorm: bool = True  # behind each hidden layer while training, folded into its scales and bias after
     augment: bool = True  # random crop (pad 4) and flip for images of 16 pixels and more

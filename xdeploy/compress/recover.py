@@ -25,7 +25,7 @@ from xdeploy.compress.ecq import Constraint
 from xdeploy.compress.fakequant import FakeQuantModule
 from xdeploy.compress.model import CompressedModel
 from xdeploy.compress.normalise import Moments, moments
-from xdeploy.compress.optimise import Average, Optimiser, Teacher, channels_last, has_bfloat16, loss, squashes
+from xdeploy.compress.optimise import Average, Optimiser, Teacher, bfloat16_pays, channels_last, loss, squashes
 from xdeploy.compress.trainable import TrainableModule
 from xdeploy.errors import UsageError
 from xdeploy.model.network import Network
@@ -114,7 +114,7 @@ class _Tuning:
     ) -> None:
         self.train, self.validation, self.options, self.progress = train, validation, options, progress
         self.start, self.checkpoint, self.inputs = model, setting.checkpoint, setting.inputs
-        self.bfloat16 = has_bfloat16() if options.precision == "auto" else options.precision == "bfloat16"
+        self.bfloat16 = bfloat16_pays() if options.precision == "auto" else options.precision == "bfloat16"
         self.steps = setting.steps or _count(train(0))
         norms = None
         if options.batchnorm:
