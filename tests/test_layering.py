@@ -25,8 +25,8 @@ ROWS: list[tuple[str, ...]] = [
 ]  # fmt: skip
 ROW = {unit: row for row, units in enumerate(ROWS) for unit in units}
 HEAVY = {
-    # explain: what networks say of the samples that it shows
-    "torch": {"model", "relevance", "compress", "export", "explain", "ranks"},
+    # explain: what networks say of the samples that it shows; bench: what ExecuTorch, a peer, takes
+    "torch": {"model", "relevance", "compress", "export", "explain", "ranks", "bench"},
     "captum": {"relevance"},
     "optuna": {"sweep"},
     "matplotlib": {"explain", "report", "sweep"},  # report: its charts, drawn from saved objects

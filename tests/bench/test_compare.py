@@ -14,11 +14,12 @@ import pytest
 
 from tests.bench.conftest import Built
 from tests.networks import residual_network, separable_network
-from xdeploy.bench import bench, compare
+from xdeploy.bench import bench, compare, ptefile
 from xdeploy.bench.compare import CompareOptions, agreement, interleaved, known_peers, ratio, source_model, with_peers
 from xdeploy.bench.host import HostRunner
 from xdeploy.bench.peerfiles import Form
-from xdeploy.bench.peers import LiteRt, OpenVino, Ready, Work
+from xdeploy.bench.peers import ExecuTorch, LiteRt, OpenVino, Ready, Work
+from xdeploy.bench.ptecall import COMPILER
 from xdeploy.bench.runner import RunOptions
 from xdeploy.bench.tflitefile import tflite
 from xdeploy.errors import UnsupportedError, UsageError
@@ -194,6 +195,29 @@ def test_tflite_gives_our_codes(network: Callable[[], tuple[LoweredGraph, Golden
     found = agreement(ready[0].outputs(np.moveaxis(real, -1, 1)), golden.output_codes, graph.io)
     assert found["max_difference"]["value"] <= 2
     ready[0].step()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="executorch is not installed")
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason="g++ is not installed: apt-get install g++")
+@pytest.mark.parametrize("network", [residual_network, separable_network])
+def test_executorch_gives_our_codes(network: Callable[[], tuple[LoweredGraph, GoldenIo]]) -> None:
+    graph, golden = network()
+    real = np.moveaxis(graph.io.input_q.dequantise(golden.input_codes), -1, 1)
+    ready, refused = ExecuTorch().ready(Work((), graph, real))
+    assert refused == {}
+    assert len(ready) == 2
+    for one in ready:
+        assert agreement(one.outputs(real), golden.output_codes, graph.io)["max_difference"]["value"] <= 2
+        one.step()
+
+
+def test_executorch_program_in_torch_gives_our_codes() -> None:
+    """What is handed to ExecuTorch, without it: quantise, dequantise and float operators."""
+    for graph, golden in (residual_network(), separable_network()):
+        found = ptefile.Module(graph)(ptefile.batch(golden.input_codes, channels_last=True)).numpy()
+        found = np.moveaxis(found, 1, -1) if found.ndim == 4 else found
+        assert np.abs(found.astype(int) - golden.output_codes).max() <= 1
 
 
 @pytest.mark.skipif(not LITERT, reason="ai-edge-litert is not installed")

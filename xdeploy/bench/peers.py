@@ -1,4 +1,4 @@
-"""Other engines on this machine: ONNX Runtime, OpenVINO and LiteRT (XNNPACK), each on one thread.
+"""Other engines on this machine: ONNX Runtime, OpenVINO, LiteRT and ExecuTorch (XNNPACK), each on one thread.
 
 An engine makes an inference ready of any form it can read; its inputs then lie where it wants them, so that what is
 timed is the inference alone, as it is for ours.
@@ -171,4 +171,45 @@ class LiteRt:
         return Ready(self.configuration, interpreter.invoke, outputs)
 
 
-PEERS: dict[str, Peer] = {p.name: p for p in (OnnxRuntime(), OpenVino(), LiteRt())}
+class ExecuTorch:
+    """ExecuTorch with XNNPACK, on a program that is written from our graph, with images in both layouts of memory."""
+
+    name, module = "executorch", "executorch"
+    configuration = "int8 .pte of the same codes, XNNPACK, 1 thread"
+
+    def ready(self, work: Work) -> tuple[list[Ready], dict[str, str]]:
+        """See Peer."""
+        found, refused = list[Ready](), dict[str, str]()
+        flat = len(work.graph.tensors[work.graph.input].shape) == 1
+        for last in (True,) if flat else (True, False):
+            place = "" if flat else f", channels {'last' if last else 'first'}"
+            try:
+                found.append(self._make(work, last, self.configuration + place))
+            except Exception as error:  # it has many kinds, from many parts
+                told = error.message if isinstance(error, UnsupportedError) else f"{type(error).__name__}: {error}"
+                refused[self.configuration + place] = told.splitlines()[0][:200]
+        return found, refused
+
+    def _make(self, work: Work, channels_last: bool, configuration: str) -> Ready:
+        from xdeploy.bench.ptecall import Program
+        from xdeploy.bench.ptefile import batch, example, pte
+
+        graph = work.graph
+        into = example(graph, channels_last)
+        program = Program(pte(graph, channels_last), into)
+        tensor = graph.tensors[graph.output]
+
+        def outputs(x: Float32) -> Float32:
+            rows = []
+            for codes in graph.io.to_codes(x):
+                into.copy_(batch(codes[None], channels_last))
+                program.fill()
+                program.run()
+                rows.append(program.output().reshape(1, *tensor.shape))
+            return tensor.q.dequantise(np.concatenate(rows))
+
+        outputs(work.inputs[:1])
+        return Ready(configuration, program.run, outputs)
+
+
+PEERS: dict[str, Peer] = {p.name: p for p in (OnnxRuntime(), OpenVino(), LiteRt(), ExecuTorch())}
