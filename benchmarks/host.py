@@ -1,9 +1,10 @@
 """Host code beside other engines; writes results/host.json. (`aarch64_peers.py` does so for AArch64.)
 
 Int8 networks, one thread, batch 1, ours against OpenVINO, ONNX Runtime, LiteRT and ExecuTorch in interleaved rounds of
-one process (`pip install '.[peers]'`), each peer on the fastest of its forms of the same network. Beside them the limit of
-this machine's multiplications at the feature level that runs, measured before and after; the share of it by layer; and
-what a C program sees: time from loading the library to the first output, peak memory. Rows are told apart by CPU.
+one process (`pip install '.[peers]' executorch`), each peer on the fastest of its forms of the same network. Beside
+them the limit of this machine's multiplications at the feature level that runs, measured before and after; the share of
+it by layer; and what a C program sees: time from loading the library to the first output, peak memory. Rows are told
+apart by CPU.
 
 Run: python benchmarks/host.py [--shared DIR] [--output DIR] [--only NAME ...] [--rounds N]
 Rows are written as they are finished; the others of an earlier run stay.

@@ -88,11 +88,12 @@ class Program:
         with scratch_folder("pte") as folder:
             path = folder / "program.pte"
             path.write_bytes(data)
-            order = sorted(range(example.dim()), key=lambda axis: (-int(example.stride(axis)), axis))
+            strides = list(example.stride())
+            order = sorted(range(example.dim()), key=lambda axis: (-strides[axis], axis))
             self.handle = ctypes.c_void_p(
                 self.library.xd_pte_open(
                     str(path).encode(), ctypes.c_void_p(example.data_ptr()), _array(ctypes.c_int32, example.shape),
-                    _array(ctypes.c_uint8, order), _array(ctypes.c_int32, example.stride()), example.dim(),
+                    _array(ctypes.c_uint8, order), _array(ctypes.c_int32, strides), example.dim(),
                 )
             )  # fmt: skip
         if not self.handle:

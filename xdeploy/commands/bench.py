@@ -76,9 +76,7 @@ def _add_power(group: Any) -> None:
 
 
 def _add_compare(group: Any) -> None:
-    text = (
-        "onnxruntime, openvino, ai-edge-litert and executorch, or some of them, with commas; stands after OUT/<target>"
-    )
+    text = "onnxruntime, openvino, ai-edge-litert, executorch, or some with commas between; stands after OUT/<target>"
     group.add_argument("--compare", nargs="?", const=_ALL, metavar="PEERS", help=text)
     text = "the ONNX file the peers read (default: the run's own)"
     group.add_argument("--model", type=Path, metavar="FILE", help=text)
