@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,6 +257,14 @@ def test_helium_rows_are_counted_in_qemu(tmp_path: Path) -> None:
     graph, _ = d.finish(d.conv("a", "x", 8))
     choice = tune(graph, load_target("cortex-m55"), TuneOptions(effort="quick"), cache=Cache(tmp_path))
     assert choice.kernels["a"].endswith("mve")
+    assert all(c["instructions"] > 100 for c in choice.notes["nodes"]["a"]["candidates"])
+
+
+@pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="qemu-aarch64 is not installed")
+def test_rows_that_one_emulator_lacks_are_counted_in_another(tmp_path: Path) -> None:
+    d = Drawer((6, 6, 8))
+    graph, _ = d.finish(d.conv("a", "x", 8))
+    choice = tune(graph, load_target("cortex-a710"), TuneOptions(effort="quick"), cache=Cache(tmp_path))
     assert all(c["instructions"] > 100 for c in choice.notes["nodes"]["a"]["candidates"])
 
 

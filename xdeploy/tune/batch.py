@@ -18,7 +18,7 @@ from xdeploy.bench.model import instruction_mix, modelled
 from xdeploy.bench.runner import Block, Ran
 from xdeploy.bench.via import runner_for
 from xdeploy.builder.elf import Elf, read_elf
-from xdeploy.builder.link import BOARDS, compile_weights, link_bare, link_board
+from xdeploy.builder.link import BOARDS, compile_weights, link_bare, link_board, link_program
 from xdeploy.builder.package import Package
 from xdeploy.builder.tir import compile_tir
 from xdeploy.formats import Int8, QParams
@@ -121,7 +121,8 @@ def measured(jobs: Sequence[Job], target: Target) -> list[Figures]:
         )  # wait states depend on where in an image code lies: not of a kernel alone
         runner, codes = runner_for(artifact, bare, None), batch.codes()
         ran, extremes = runner.run(codes[:1]), runner.run(codes[1:])  # the extremes may take rare paths: not counted
-        elf = read_elf(folder / artifact.manifest["products"]["board" if ran.runner == "qemu" else "bare"])
+        (image,) = artifact.manifest["products"].values()
+        elf = read_elf(folder / image)
     return list(_figures(batch, ran, np.concatenate([ran.outputs, extremes.outputs]), elf))
 
 
@@ -130,8 +131,12 @@ def _linked(batch: Batch, folder: Path) -> Artifact:
     package.write(folder, None)
     weights = compile_weights(package, folder, folder)
     board = batch.target.runner.get("machine")
-    if batch.target.runner.get("emulator") == "qemu" and board in BOARDS:
+    qemu = batch.target.runner.get("emulator") == "qemu"
+    if qemu and board in BOARDS:
         products = {"board": link_board(package, folder, weights, str(board))}
+    elif qemu and batch.target.kind == "linux":
+        (folder / "bin").mkdir()
+        products = {"program": link_program(package, folder, weights)}
     else:
         products = {"bare": link_bare(package, folder, weights)}
     p, sizes = batch.program, {k: t.size for k, t in package.graph.tensors.items()}
