@@ -213,7 +213,8 @@ def applicable(
 ) -> list[Kernel]:
     """All rows that apply to the node, by estimated cost, then name.
 
-    Rows that grow the weights are among firmware's with `extra` only.
+    Rows that grow the weights of firmware, and those that are there for sharing weights, are among them with `extra`
+    only.
 
     Raises:
         UnsupportedError: none applies.
@@ -231,8 +232,8 @@ def applicable(
 
 
 def unusual(row: Kernel, target: Target) -> bool:
-    """Whether a row is never taken without being asked for: it grows the weights where flash is short."""
-    return target.kind == "firmware" and "extra_flash" in row.tags
+    """Whether a row is never the cheapest: it grows the weights where flash is short, or there is for `sharing`."""
+    return (target.kind == "firmware" and "extra_flash" in row.tags) or "weights_of" in row.tags
 
 
 def _hint(node: Node, isas: Sequence[str]) -> str:
