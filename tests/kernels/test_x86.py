@@ -109,12 +109,13 @@ def test_rows_equal_the_reference(form: str, own: list[Case], tmp_path: Path) ->
     _check(batch, tmp_path)
 
 
-def test_the_largest_sums_of_a_winograd_layer(tmp_path: Path) -> None:
-    """All codes and weights at their ends, with as many channels as the row takes."""
-    target, row = load_target("x86-64"), KERNELS["conv2d_s8_s8_winograd2x2__x86"]
+@pytest.mark.parametrize("form", ["quad", "winograd2x2", "quadwinograd2x2"])
+def test_the_largest_sums_of_a_layer(form: str, tmp_path: Path) -> None:
+    """All codes and weights at their ends, with as many channels as Winograd rows take."""
+    target, row = load_target("x86-64"), KERNELS[f"conv2d_s8_s8_{form}__x86"]
     batch = harness.Batch(target, harness.host_image(1 << 24))
     for weight in (-127, 127):
-        case = conv((4, 4), 64, 8)
+        case = conv((4, 4), 64, 16)
         case.node.consts["codes"][:] = weight
         for code in (-128, 127):
             case.inputs[0][:] = code
