@@ -2,8 +2,8 @@
 
 A package of several levels holds a program for each, and every level's fastest row packs weights in its own way. Rows
 that read another row's packed weights name it in their tag `weights_of`. Such a row takes the place of the fastest one
-where a level's choice is the row that it names; but a copy is kept where it saves most for its bytes, as long as all
-copies fit into COPIES. So small networks lose no speed at any level, and large ones are stored once.
+where a level's choice is the row that it names. A copy is kept only where it saves LEAST of a layer, first where it
+saves most for its bytes, as long as all copies fit into COPIES: the further level loses nothing, the first one little.
 """
 
 from __future__ import annotations
