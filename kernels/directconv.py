@@ -151,11 +151,15 @@ class Writer:
         s.integer("nothing", 0)
         self.product.declare(s, node)
         self.stage = self.product.stage(s, node)
-        tiles = [(p, self.tiling.groups) for p, _ in self.tiling.pixels]
-        tiles += [(p, self.tiling.rest) for p, _ in self.tiling.rest_pixels]
+        tiles = self.tiles()
         whole = self.shape.out_channels % self.product.lanes == 0
         self.apart = whole and any(tile[1] == 1 for tile in tiles) and self.stage.words()
         s.local("acc", self.product.lanes * max(self.product.accumulators(*tile) for tile in tiles))
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """(pixels, groups) of all tiles."""
+        t = self.tiling
+        return [(p, t.groups) for p, _ in t.pixels] + [(p, t.rest) for p, _ in t.rest_pixels]
 
     def code(self) -> Code:
         """The whole function."""
@@ -196,6 +200,19 @@ class Writer:
                 self._outputs(pixels, groups, o, f"y * {width} + {column}", channels)
             start += pixels * count
 
+    def channel(self, o: str) -> str:
+        """The first channel of block `o`."""
+        return f"{o} * {self.tiling.groups * self.product.lanes}"
+
+    def weights(self, o: str) -> str:
+        """Where the weights of block `o` begin."""
+        each = sum(self.parts) * self.runs.count * self.tiling.groups * self.product.lanes
+        return f"{o} * {each // self.product.fields}"
+
+    def wide(self, groups: int) -> int:
+        """Weights of one code of a window, all channels of a block."""
+        return groups * self.product.lanes
+
     def base(self, column: str) -> str:
         """Where the window of a pixel of row y begins."""
         shape = self.shape
@@ -205,7 +222,7 @@ class Writer:
     def _outputs(self, pixels: int, groups: int, o: str, pixel: str, channels: int) -> None:
         """Requantise and store a tile."""
         lanes = self.product.lanes
-        first = f"{o} * {self.tiling.groups * lanes}"
+        first = self.channel(o)
         if groups == 1 and self.apart:
             self._apart(pixels, first, pixel)
             return
@@ -233,11 +250,9 @@ class Writer:
     def _window(self, pixels: int, groups: int, o: str, column: str) -> None:
         """Multiply the windows of a tile, run by run."""
         s, runs = self.source, self.runs
-        first = self.tiling.groups * self.product.lanes
-        self.product.clear(s, pixels, groups, f"{o} * {first}")
-        base = self.base(column)
-        weights = f"{o} * {sum(self.parts) * runs.count * first // self.product.fields}"
-        step = sum(self.parts) * groups * self.product.lanes // self.product.fields  # bytes of weights of one run
+        self.product.clear(s, pixels, groups, self.channel(o))
+        base, weights = self.base(column), self.weights(o)
+        step = sum(self.parts) * self.wide(groups) // self.product.fields  # bytes of weights of one run
         flat = runs.count * len(self.parts) * self.product.cost(pixels, groups, self.product.chunk) <= _FLAT
         if flat:
             for r in range(runs.count):
@@ -258,7 +273,7 @@ class Writer:
             self._run(pixels, groups, at, f"{weights} + (ky * {runs.columns} + {kx}) * {step}")
 
     def _run(self, pixels: int, groups: int, at: str, weights: str) -> None:
-        s, per_code = self.source, groups * self.product.lanes // self.product.fields
+        s, per_code = self.source, self.wide(groups) // self.product.fields
         chunk = self.product.chunk
         whole = sum(n == chunk for n in self.parts)
         step_chunks = together(self.product, whole, pixels, groups)

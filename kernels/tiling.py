@@ -69,7 +69,7 @@ def _window_cost(product: Product, runs: Runs, pixels: int, groups: int) -> floa
     return runs.count * (sum(product.cost(pixels, groups, n) for n in parts) + overhead)
 
 
-def _along(
+def along(
     product: Product, runs: Runs, width: int, groups: int, output: tuple[int, float]
 ) -> tuple[tuple[tuple[int, int], ...], float]:
     """The cheapest tiles along a row of `width` pixels, and their instructions."""
@@ -103,10 +103,10 @@ def tiling_of(product: Product, shape: Shape, runs: Runs, output: tuple[int, flo
             continue
         if not rest and shape.out_channels % product.lanes:  # only the last block is not full
             blocks, rest = blocks - 1, groups
-        tiles, cost = _along(product, runs, width, groups, output)
+        tiles, cost = along(product, runs, width, groups, output)
         rest_tiles: tuple[tuple[int, int], ...] = ()
         if rest:
-            rest_tiles, more = _along(product, runs, width, rest, output)
+            rest_tiles, more = along(product, runs, width, rest, output)
             cost = cost * blocks + more
         else:
             cost *= blocks

@@ -7,6 +7,8 @@ are stored in the order in which packing their results puts them right.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from xdeploy.formats import Int8, Int32
@@ -23,7 +25,7 @@ _REGISTERS = 16
 # Beyond the first cache of 32 or 48 KiB, and beyond a second of 1 MiB (2 MiB in newer cores). Fitted to what
 # benchmarks/lowbit.py measures on all sides of them: time by bytes, as instructions that would take as long.
 WAITS = ((64 << 10, 0.05), (1 << 20, 0.25))
-_SWAPPED = [0, 1, 2, 3, 8, 9, 10, 11]  # of 16 channels those of the first vector; the others are in the second
+_PACKED = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15]  # lane of two vectors at each place of `vpackssdw`
 
 
 def intrinsic(result: str, name: str, *arguments: str) -> str:
@@ -79,9 +81,7 @@ class PairProduct(BroadcastProduct):
 
     def order(self, groups: int) -> list[int]:
         """Two groups share 16 channels, so that the halves of `vpackssdw` come out in order; a last one is alone."""
-        second = [i for i in range(2 * LANES) if i not in _SWAPPED]
-        both = [*_SWAPPED, *second]
-        order = [2 * LANES * g + place for g in range(groups // 2) for place in both]
+        order = [2 * LANES * g + place for g in range(groups // 2) for place in _PACKED]
         return order + list(range(len(order), groups * LANES))
 
     def registers(self, node: Node) -> int:
@@ -94,7 +94,7 @@ class PairProduct(BroadcastProduct):
 
     def stage(self, source: Source, node: Node) -> Stage:
         """The output stage."""
-        return Stage(source, node)
+        return Stage(source, node, self.order)
 
     def multipliers(self, node: Node, multiplier: Int32) -> Int32:
         """As they are."""
@@ -133,10 +133,14 @@ class WidePairProduct(PairProduct):
 
 
 class Stage(OutStage):
-    """Groups of eight channels, two at a time in the order of PairProduct; M holds the multipliers."""
+    """Groups of eight channels, up to two at a time; M holds the multipliers.
 
-    def __init__(self, source: Source, node: Node) -> None:
+    order(groups): the channel in each lane of the sums.
+    """
+
+    def __init__(self, source: Source, node: Node, order: Callable[[int], list[int]]) -> None:
         super().__init__(source, node)
+        self.order = order
         every = {"upper": "T.broadcast(T.int64(32), 4)", "rounding": "T.broadcast(T.int64(2147483648), 4)"}
         if self.residual:
             every |= {
@@ -146,8 +150,25 @@ class Stage(OutStage):
             every["zero"] = 'T.broadcast(T.cast(out_zero, "int16"), 16)'
         source(*(f"{name} = {value}" for name, value in every.items()))
 
+    def tile(
+        self, sums: Sequence[Sequence[str]], multipliers: Sequence[str], at: Sequence[str], channels: int, lanes: int
+    ) -> None:
+        """Pixel after pixel; of eight channels without residual two at a time."""
+        pairs = len(sums) // 2 * 2 if channels == LANES and not self.residual else 0
+        order = [pixel * LANES + channel for pixel in (0, 1) for channel in self.order(1)]
+        for p in range(0, pairs, 2):
+            codes = self._narrowed([sums[k][0] for k in (p, p + 1)], [*multipliers] * 2, "", order)
+            value = self._clamped(codes, self.a["low"], self.a["high"], 2 * LANES)
+            for index in (0, 1):
+                self.s(f"Y[{ramp(at[p + index], LANES)}] = {half(value, index, 2 * LANES)}")
+        super().tile(sums[pairs:], multipliers, at[pairs:], channels, lanes)
+
     def codes(self, sums: list[str], multipliers: list[str], at: str, channels: int) -> str:
         """Requantised, narrowed in two steps."""
+        return self._narrowed(sums, multipliers, at, self.order(len(sums)))
+
+    def _narrowed(self, sums: list[str], multipliers: list[str], at: str, order: list[int]) -> str:
+        """Codes of one vector or two, whose lanes hold the channels of `order`."""
         scaled = [self.bind(self._scaled(v, m)) for v, m in zip(sums, multipliers, strict=True)]
         if self.residual:
             scaled = self._added(scaled, at)
@@ -162,7 +183,9 @@ class Stage(OutStage):
         wide = self.bind(wide)
         parts = [wide, wide] if lanes == 8 else [half(wide, i, lanes) for i in (0, 1)]
         narrow = intrinsic("int8x16", "x86.sse2.packsswb.128", *parts)
-        return shuffle([narrow], range(8)) if lanes == 8 else narrow
+        packed = order if lanes == 8 else [order[lane] for lane in _PACKED]
+        back = [packed.index(channel) for channel in range(lanes)]
+        return narrow if back == list(range(16)) else shuffle([narrow], back)
 
     def _scaled(self, value: str, multiplier: str) -> str:
         """(value * m + 2^31) >> 32: products of even and of odd lanes, whose upper halves are put together."""
@@ -177,10 +200,11 @@ class Stage(OutStage):
     def _added(self, scaled: list[str], at: str) -> list[str]:
         """Scaled sums plus the residual, before its clamp."""
         codes = self.bind(f"R[{ramp(at, LANES * len(scaled))}]")
-        if len(scaled) == 1:
+        order = self.order(len(scaled))
+        if order == list(range(LANES)):
             others = [codes]
         else:
-            others = [shuffle([codes], [i for i in range(16) if (i in _SWAPPED) == first]) for first in (True, False)]
+            others = [shuffle([codes], order[start : start + LANES]) for start in range(0, len(order), LANES)]
         totals = []
         for value, other in zip(scaled, others, strict=True):
             bounded = f"T.max(T.min({value}, every_high), every_low)"

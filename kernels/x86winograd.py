@@ -26,7 +26,7 @@ from .snippets import channel_consts, cut
 from .vectors import ramp
 from .winograd import exact, transformed
 from .winogradasm import PLACES
-from .x86 import LANES, WidePairProduct, acc
+from .x86 import LANES, PairProduct, WidePairProduct, acc
 
 _STRIP = 32  # tiles at a time, more only where a row has more
 _PRODUCT = WidePairProduct()
@@ -55,14 +55,15 @@ class Tiles:
         return self.strip * self.columns
 
 
-def _padded(shape: Shape) -> Shape:
+def padded(shape: Shape) -> Shape:
     """The shape with the padding that whole tiles read."""
     tiles, (top, left, _, _) = Tiles.of(shape), shape.pads
     bottom, right = 2 * tiles.rows + 2 - shape.height - top, 2 * tiles.columns + 2 - shape.width - left
     return replace(shape, pads=(top, left, bottom, right))
 
 
-def _groups(shape: Shape) -> int:
+def groups_of(shape: Shape) -> int:
+    """Groups of eight output channels."""
     return -(-shape.out_channels // LANES)
 
 
@@ -83,7 +84,7 @@ class WinogradRow(WideCopying):
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
         """Transforms, products and inverse transforms of all tiles; weights are read once per strip."""
         shape, tiles = Shape.of(graph, node), Tiles.of(Shape.of(graph, node))
-        groups, strips = _groups(shape), tiles.rows // tiles.strip
+        groups, strips = groups_of(shape), tiles.rows // tiles.strip
         product = sum(
             n * (_PRODUCT.cost(pixels, g, shape.channels) + pixels * g + 6) * count
             for pixels, n in cut(tiles.count, _PIXELS)
@@ -92,16 +93,16 @@ class WinogradRow(WideCopying):
         inverse = groups * (44.0 + 4 * _PRODUCT.after(node))
         each = shape.channels / 16 * 66 + inverse + 12
         weights = PLACES * shape.channels * groups * LANES * 2 / _STREAMED
-        return strips * (PLACES * product + weights + tiles.count * each) + copy_cost(_padded(shape))
+        return strips * (PLACES * product + weights + tiles.count * each) + copy_cost(padded(shape))
 
     def workspace(self, graph: LoweredGraph, node: Node) -> int:
         """The padded image, and of one strip the transformed tiles and their sums."""
         shape = Shape.of(graph, node)
-        return _sums_at(shape) + PLACES * _sums_step(shape) * 4
+        return behind(shape, groups_of(shape))
 
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
         """U by place, tile of groups, pair of input channels; four times the bias; multipliers."""
-        consts, order = channel_consts(node), _PRODUCT.order(_groups(Shape.of(graph, node)))
+        consts, order = channel_consts(node), _PRODUCT.order(groups_of(Shape.of(graph, node)))
         u = transformed(node.values)[order]  # channels, places, input channels
         pairs = u.reshape(len(u) // LANES, LANES, PLACES, -1, 2).transpose(2, 0, 3, 1, 4)
         parts, start = [], 0
@@ -118,7 +119,7 @@ class WinogradRow(WideCopying):
 
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """Copy, then strip by strip."""
-        return _Writer(graph, node).code()
+        return Writer(graph, node, "int16", _PRODUCT, groups_of(Shape.of(graph, node))).code()
 
 
 def _tiles_step(shape: Shape) -> int:
@@ -126,43 +127,67 @@ def _tiles_step(shape: Shape) -> int:
     return -(-Tiles.of(shape).count * shape.channels // 32) * 32 + 32
 
 
-def _sums_step(shape: Shape) -> int:
+def sums_step(shape: Shape, groups: int) -> int:
     """Sums from one place to the next, as above."""
-    return -(-Tiles.of(shape).count * _groups(shape) * LANES // 16) * 16 + 16
+    return -(-Tiles.of(shape).count * groups * LANES // 16) * 16 + 16
 
 
 def _tiles_at(shape: Shape) -> int:
     """Byte of the workspace where the transformed tiles begin."""
-    return -(-image_codes(_padded(shape)) * 2 // 64) * 64
+    return -(-image_codes(padded(shape)) * 2 // 64) * 64
 
 
-def _sums_at(shape: Shape) -> int:
+def sums_at(shape: Shape) -> int:
     """Byte of the workspace where the sums begin."""
     return _tiles_at(shape) + PLACES * _tiles_step(shape) * 2
 
 
-class _Writer:
-    """Writes one function of a WinogradRow."""
+def behind(shape: Shape, groups: int) -> int:
+    """Byte of the workspace behind the sums."""
+    return sums_at(shape) + PLACES * sums_step(shape, groups) * 4
 
-    def __init__(self, graph: LoweredGraph, node: Node) -> None:
-        self.shape = Shape.of(graph, node)
-        self.tiles, self.groups = Tiles.of(self.shape), _groups(self.shape)
-        self.source = s = opened(node, True, "int16", weights="int16")
+
+class Writer:
+    """Writes one function of a WinogradRow.
+
+    weights: their type in memory; product: of transformed ones; groups: of eight channels that have sums at a time;
+    odd: transformed weights between those of two places.
+    """
+
+    def __init__(
+        self, graph: LoweredGraph, node: Node, weights: str, product: PairProduct, groups: int, odd: int = 0
+    ) -> None:
+        self.shape, self.product = Shape.of(graph, node), product
+        self.tiles, self.groups = Tiles.of(self.shape), groups
+        self.source = s = opened(node, True, "int16", weights=weights)
         s.view("S", "P", "int32")
-        self.stage = _PRODUCT.stage(s, node)
+        self.stage = product.stage(s, node)
         s.local("acc", LANES * _PIXELS * _GROUPS)
-        self.wide = self.groups * LANES  # channels of the sums
+        self.wide, self.step = groups * LANES, sums_step(self.shape, groups)  # channels of the sums, sums of a place
+        self.weights = self.wide * self.shape.channels + odd  # of a place
 
     def code(self) -> Code:
         """The whole function."""
         s, tiles = self.source, self.tiles
-        copy_image(s, _padded(self.shape), "int16")
+        copy_image(s, padded(self.shape), "int16")
         with s.block(f"for strip in range({self.source.turns(tiles.rows // tiles.strip)}):"):
-            self._each_tile(self._transform)
-            with s.block(f"for place in range({self.source.turns(PLACES)}):"):
-                self._products()
-            self._each_tile(self._inverse)
+            self.transform()
+            self.multiply()
         return s.code()
+
+    def transform(self) -> None:
+        """Transform the tiles of a strip."""
+        self._each_tile(self._transform)
+
+    def multiply(self) -> None:
+        """Products of a strip, and its codes."""
+        with self.source.block(f"for place in range({self.source.turns(PLACES)}):"):
+            self._products()
+        self._each_tile(self._inverse)
+
+    def channel(self, local: str) -> str:
+        """Number of a channel among all, by its number among those that have sums."""
+        return local
 
     def _each_tile(self, body: Any) -> None:
         s = self.source
@@ -176,7 +201,7 @@ class _Writer:
         """B^T d B of one tile, a vector of channels at a time."""
         s, c = self.source, self.shape.channels
         lanes = 16 if c % 16 == 0 else LANES
-        row = row_codes(_padded(self.shape), True)
+        row = row_codes(padded(self.shape), True)
         with s.block(f"for k in range({self.source.turns(c // lanes)}):"):
             base = s.let(f"(strip * {self.tiles.strip} + row) * {2 * row} + column * {2 * c} + k * {lanes}")
             to = s.let(f"{_tiles_at(self.shape) // 2} + {tile} * {c} + k * {lanes}")
@@ -206,17 +231,15 @@ class _Writer:
         for index in range(groups * tiles):
             s(f"{acc(index)} = T.broadcast(0, {LANES})")
         codes = s.let(f"{_tiles_at(self.shape) // 2} + place * {_tiles_step(self.shape)} + {tile} * {c}")
-        weights = s.let(f"(place * {self.groups} + {group}) * {c * LANES}")
+        weights = s.let(f"place * {self.weights} + {group} * {c * LANES}")
         with s.block(f"for k in range({self.source.turns(c // 2)}):"):
 
             def code(tile: int, offset: int, lanes: int) -> str:
                 return f"P[{ramp(f'{codes} + {tile * c + offset} + k * 2', lanes)}]"
 
             at = f"{weights} + k * {groups * CHUNK}"
-            _PRODUCT.multiply(s, self.stage.bind, tiles, groups, 2, code, at, True)
-        sums = (
-            f"{_sums_at(self.shape) // 4} + place * {_sums_step(self.shape)} + {tile} * {self.wide} + {group} * {LANES}"
-        )
+            self.product.multiply(s, self.stage.bind, tiles, groups, 2, code, at, True)
+        sums = f"{sums_at(self.shape) // 4} + place * {self.step} + {tile} * {self.wide} + {group} * {LANES}"
         for p in range(tiles):
             for v in range(groups):
                 s(f"S[{ramp(f'{sums} + {p * self.wide + v * LANES}', LANES)}] = {acc(p * groups + v)}")
@@ -226,9 +249,10 @@ class _Writer:
         s, start = self.source, 0
         for groups, count in cut(self.groups, _GROUPS):
             with s.block(f"for o in range({self.source.turns(count)}):"):
-                first = f"({start} + o * {groups})"
-                outputs = [self._outputs(tile, f"{first} * {LANES} + {v * LANES}") for v in range(groups)]
-                multipliers = [f"M[{ramp(f'{first} * {LANES} + {v * LANES}', LANES)}]" for v in range(groups)]
+                first = f"({start} + o * {groups}) * {LANES}"
+                outputs = [self._outputs(tile, f"{first} + {v * LANES}") for v in range(groups)]
+                channels = [self.channel(f"{first} + {v * LANES}") for v in range(groups)]
+                multipliers = [f"M[{ramp(channel, LANES)}]" for channel in channels]
                 for i in (0, 1):
                     for j in (0, 1):
                         self._pixel(i, j, [values[2 * i + j] for values in outputs], multipliers, first)
@@ -236,12 +260,9 @@ class _Writer:
 
     def _outputs(self, tile: str, channel: str) -> list[str]:
         """The four sums of eight channels of a tile."""
-        base = self.source.let(f"{_sums_at(self.shape) // 4} + {tile} * {self.wide} + {channel}")
-        sums = [
-            [f"S[{ramp(f'{base} + {(4 * i + j) * _sums_step(self.shape)}', LANES)}]" for j in range(4)]
-            for i in range(4)
-        ]
-        sums[1][1] = f"({sums[1][1]} + B[{ramp(channel, LANES)}])"  # all four outputs contain it
+        base = self.source.let(f"{sums_at(self.shape) // 4} + {tile} * {self.wide} + {channel}")
+        sums = [[f"S[{ramp(f'{base} + {(4 * i + j) * self.step}', LANES)}]" for j in range(4)] for i in range(4)]
+        sums[1][1] = f"({sums[1][1]} + B[{ramp(self.channel(channel), LANES)}])"  # all four outputs contain it
         columns = [[self.stage.bind(v) for v in _totals([sums[i][j] for i in range(4)])] for j in range(4)]
         four = [total for i in (0, 1) for total in _totals([column[i] for column in columns])]
         return [self.stage.bind(f"T.shift_right({v}, T.broadcast(2, {LANES}))") for v in four]
@@ -250,7 +271,7 @@ class _Writer:
         """Requantise and store the output (i, j) of a tile, if it is inside."""
         s, shape = self.source, self.shape
         y, x = f"((strip * {self.tiles.strip} + row) * 2 + {i})", f"(column * 2 + {j})"
-        at = s.let(f"({y} * {shape.out_width} + {x}) * {shape.out_channels} + {first} * {LANES}")
+        at = s.let(f"({y} * {shape.out_width} + {x}) * {shape.out_channels} + {self.channel(first)}")
         tests = [f"{y} < {shape.out_height}"] * (i and shape.out_height % 2)
         tests += [f"{x} < {shape.out_width}"] * (j and shape.out_width % 2)
         if tests:

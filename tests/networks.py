@@ -103,6 +103,18 @@ def residual_network(seed: int = 0) -> tuple[LoweredGraph, GoldenIo]:
     return d.finish(d.linear("head", g, 5))
 
 
+def resnet(blocks: int = 3, seed: int = 0) -> tuple[LoweredGraph, GoldenIo]:
+    """Shapes and number of weights of the CIFAR ResNets of 6 * blocks + 2 layers, shortcuts as 1x1 convolutions."""
+    d = Drawer((32, 32, 3), seed)
+    y = d.conv("stem", "x", 16)
+    for stage, width in enumerate((16, 32, 64)):
+        for i in range(blocks):
+            name, stride = f"{stage}.{i}", 2 if stage and not i else 1
+            side = d.conv(f"{name}.side", y, width, k=1, stride=2) if stride == 2 else y
+            y = d.conv(f"{name}.b", d.conv(f"{name}.a", y, width, stride=stride), width, residual=side)
+    return d.finish(d.linear("head", d.reshape("flat", d.max_pool("pool", y, 8)), 10))
+
+
 def separable_network(seed: int = 0) -> tuple[LoweredGraph, GoldenIo]:
     """A strided first layer with three channels, depthwise and pointwise convolutions, a linear layer."""
     d = Drawer((12, 10, 3), seed)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS: list[tuple[str, ...]] = [
     ("errors", "registry", "formats", "files", "permission", "process", "cpu", "caches"),
     ("target", "recipe", "planoptions", "trainoptions", "manifest", "handover", "store", "quantise", "ranking"),
-    ("lir", "kernel", "ranks", "onnxwire", "onnxguard", "onnxdata", "onnxfile", "onnxshapes"),
+    ("lir", "kernel", "sharing", "ranks", "onnxwire", "onnxguard", "onnxdata", "onnxfile", "onnxshapes"),
     ("model",),
     ("relevance", "plan", "compress", "lower", "program", "memory", "kernels"),
     ("export", "builder", "coding"),

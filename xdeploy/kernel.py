@@ -76,6 +76,8 @@ class Kernel:
     in_place: Callable[[LoweredGraph, Node], bool] = never  # output may begin where input 0 does
     residual_in_place: bool = True  # output may share memory with the residual input, where the node has one
     notes: str = ""
+    # form: of the computation; extra_flash: bytes of packed weights by those of the format, a fraction; weights_of: the
+    # row, of a further level of a target, whose array `weights` this one packs too
     tags: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -21,12 +21,13 @@ from xdeploy.kernel import KERNELS, Arg, Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import macs
 from xdeploy.memory import Buffer, Place, Placement, Storage, place
+from xdeploy.sharing import shared
 from xdeploy.target import Target
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One kernel call. `constants` maps the row's constant names to names in Program.constants."""
+    """One kernel call. `constants` maps the row's constant names to names in Program.arrays."""
 
     node: str
     op: str
@@ -76,6 +77,8 @@ class Program:
     tuned: Mapping[str, Any] = field(default_factory=dict)  # what was measured to choose the kernels, if anything was
     prefix: str = "xd"  # of every name in C
     steps: tuple[str, ...] = ()  # all nodes in order, aliases too: what `first` and `last` of a lifetime count
+    # constants that it reads, but other programs of its package hold: the program's name -> symbol -> array
+    elsewhere: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -83,8 +86,13 @@ class Program:
         return f"{self.prefix}_{self.model}"
 
     @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All packed constants that it reads, wherever they are."""
+        return {**self.constants, **{k: v for part in self.elsewhere.values() for k, v in part.items()}}
+
+    @property
     def weight_bytes(self) -> int:
-        """Bytes of all packed constants, without the padding between them."""
+        """Bytes of all packed constants that it holds, without the padding between them."""
         return sum(c.nbytes for c in self.constants.values())
 
     @property
@@ -103,7 +111,7 @@ class Program:
             GateError: it does not fit. AssertionError: the plan is wrong (our bug).
         """
         for call in self.calls:
-            missing = set(call.constants.values()) - set(self.constants)
+            missing = set(call.constants.values()) - set(self.arrays)
             assert not missing, f"{call.node}: constants {missing} are not packed"
             assert call.symbol in self.functions, f"{call.node}: no function {call.symbol}"
             assert {a.name for a in call.args if a.kind == "const"} <= set(call.constants), call.node
@@ -153,7 +161,8 @@ def bind(
         target: whose features, memory and alignment decide.
         model_name: of the model; made into a C identifier.
         form: "tuned" (any row of the target) or "portable" (rows of C99 only).
-        choice: kernels that were chosen already; a node that it does not name gets the row of least estimated cost.
+        choice: kernels that were chosen already; a node that it does not name gets the row of least estimated cost,
+            or, where the target has further levels, one that reads the weights of such a level (`sharing`).
         prefix: of every name in C, as `recipe.PackageOptions` allows it.
 
     Raises:
@@ -162,8 +171,7 @@ def bind(
     name = identifier(model_name)
     storage = Storage(graph, target.align)
     nodes = [n for n in graph.nodes if n.name not in storage.aliases]
-    chosen = choice.kernels if choice else {}
-    rows = [KERNELS[chosen[n.name]] if n.name in chosen else choose(graph, n, target, form) for n in nodes]
+    rows = _rows(graph, nodes, target, form, choice.kernels if choice else {})
     functions, constants = _Functions(f"{prefix}_{name}"), _Constants(f"{prefix}_{name}")
     parts = []
     for node, row in zip(nodes, rows, strict=True):
@@ -186,6 +194,21 @@ def bind(
     )  # fmt: skip
     program.verify()
     return program
+
+
+def _rows(
+    graph: LoweredGraph, nodes: Sequence[Node], target: Target, form: str, chosen: Mapping[str, str]
+) -> list[Kernel]:
+    """The row of every node. Those that nobody chose may read weights that a further level of the target stores."""
+    rows = {n.name: KERNELS[chosen[n.name]] if n.name in chosen else choose(graph, n, target, form) for n in nodes}
+    sharing: dict[str, Kernel] = {}
+    for node in (n for n in nodes if n.format and n.name not in chosen and form != "portable" and target.levels):
+        names = {choose(graph, node, target.at(level)).name for level in target.levels}
+        for row in reversed(applicable(graph, node, target, extra=True)):
+            if row.tags.get("weights_of") in names:
+                sharing[node.name] = row
+    rows |= shared(graph, target, rows, sharing)
+    return [rows[n.name] for n in nodes]
 
 
 def arrange(graph: LoweredGraph, storage: Storage, rows: Mapping[str, Kernel]) -> Placement:
@@ -213,7 +236,8 @@ def applicable(
 ) -> list[Kernel]:
     """All rows that apply to the node, by estimated cost, then name.
 
-    Rows that grow the weights are among firmware's with `extra` only.
+    Rows that grow the weights of firmware, and those that are there for sharing weights, are among them with `extra`
+    only.
 
     Raises:
         UnsupportedError: none applies.
@@ -231,8 +255,8 @@ def applicable(
 
 
 def unusual(row: Kernel, target: Target) -> bool:
-    """Whether a row is never taken without being asked for: it grows the weights where flash is short."""
-    return target.kind == "firmware" and "extra_flash" in row.tags
+    """Whether a row is never the cheapest: it grows the weights where flash is short, or there is for `sharing`."""
+    return (target.kind == "firmware" and "extra_flash" in row.tags) or "weights_of" in row.tags
 
 
 def _hint(node: Node, isas: Sequence[str]) -> str:
@@ -285,7 +309,7 @@ class _Constants:
 
 def describe(program: Program) -> dict[str, Any]:
     """The content of program.json."""
-    arrays, places = program.constants, program.places
+    arrays, places = program.arrays, program.places
 
     def place(name: str) -> dict[str, Any]:
         p = places[name]
@@ -313,6 +337,7 @@ def describe(program: Program) -> dict[str, Any]:
         "arena": {"bytes": program.arena, "lower_bound": program.lower_bound,
                   "gap": program.arena - program.lower_bound, "align": program.align, "found_by": program.found_by},
         "weight_bytes": program.weight_bytes, "macs": program.macs,
+        "shared_bytes": sum(a.nbytes for part in program.elsewhere.values() for a in part.values()),
         "functions": len(program.functions), "aliases": list(program.aliases), "nodes": nodes,
         "steps": list(program.steps), "lifetimes": lives,
         **({"tuned": dict(program.tuned)} if program.tuned else {}),

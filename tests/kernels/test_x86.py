@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from xdeploy.kernels.conv import Shape
 from xdeploy.kernels.x86 import LANES, PairProduct
 from xdeploy.kernels.x86depthwise import pairs_of
+from xdeploy.kernels.x86quad import QuadProduct
 from xdeploy.kernels.x86winograd import Tiles
 
 from tests.kernels import harness
@@ -28,6 +31,24 @@ DIRECT = [
     linear(73, 33),
     linear(8, 3),
 ]
+QUAD = [
+    *DIRECT[:5],
+    *DIRECT[6:],
+    conv((5, 7), 20, 12, relu=True),
+    conv((9, 13), 16, 32, residual=True),
+    conv((5, 9), 8, 48, residual=True, stride=(2, 1)),
+    conv((4, 6), 12, 64, residual=True, fill="high"),
+    conv((3, 5), 5, 112, residual=True, fill="low"),
+    conv((6, 6), 3, 8, dilation=(1, 2), pads=(1, 2, 1, 2)),
+    conv((2, 2), 64, 128, in_zero=127, residual=True),
+    conv((6, 5), 7, 140, (2, 2), pads=(0, 1, 1, 0), fmt="int4"),
+    conv((8, 3), 6, 23, (1, 1), pads=NONE, fmt="int2", relu=True),
+    conv((3, 29), 1, 57, (5, 1), pads=(2, 0, 2, 0), fmt="c3s8"),
+    linear(129, 140, relu=True),
+    linear(300, 64, fill="low"),
+    linear(300, 149, fmt="int3", fill="high"),
+    linear(64, 272, residual=True),
+]
 WINOGRAD = [
     conv((8, 8), 16, 16),
     conv((7, 5), 8, 24, relu=True),
@@ -36,6 +57,17 @@ WINOGRAD = [
     conv((5, 70), 16, 16, residual=True, relu=True),
     conv((12, 4), 32, 40, pads=(0, 1, 2, 0), fmt="c4s8"),
     conv((6, 6), 16, 16, pads=(2, 2, 2, 2), fmt="int3"),
+]
+QUAD_WINOGRAD = [
+    conv((8, 8), 16, 16),
+    conv((7, 5), 8, 32, relu=True),
+    conv((6, 9), 24, 32, residual=True),
+    conv((1, 1), 8, 16),
+    conv((5, 70), 16, 16, residual=True, relu=True),
+    conv((12, 4), 32, 64, pads=(0, 1, 2, 0), fmt="c4s8"),
+    conv((9, 20), 64, 64, residual=True),  # two strips, two blocks of channels
+    conv((4, 4), 128, 128, fmt="int3", pads=(2, 2, 2, 2)),
+    conv((3, 3), 16, 256, fill="low"),
 ]
 DEPTHWISE = [
     conv((25, 5), 64, 64, groups=64),
@@ -54,7 +86,16 @@ def _check(batch: harness.Batch, folder: Path) -> None:
     assert batch.image.damaged(before) == []
 
 
-@pytest.mark.parametrize(("form", "own"), [("direct", DIRECT), ("winograd2x2", WINOGRAD), ("dw1x16", DEPTHWISE)])
+@pytest.mark.parametrize(
+    ("form", "own"),
+    [
+        ("direct", DIRECT),
+        ("quad", QUAD),
+        ("winograd2x2", WINOGRAD),
+        ("quadwinograd2x2", QUAD_WINOGRAD),
+        ("dw1x16", DEPTHWISE),
+    ],
+)
 def test_rows_equal_the_reference(form: str, own: list[Case], tmp_path: Path) -> None:
     target = load_target("x86-64")
     batch = harness.Batch(target, harness.host_image(1 << 24))
@@ -68,12 +109,13 @@ def test_rows_equal_the_reference(form: str, own: list[Case], tmp_path: Path) ->
     _check(batch, tmp_path)
 
 
-def test_the_largest_sums_of_a_winograd_layer(tmp_path: Path) -> None:
-    """All codes and weights at their ends, with as many channels as the row takes."""
-    target, row = load_target("x86-64"), KERNELS["conv2d_s8_s8_winograd2x2__x86"]
+@pytest.mark.parametrize("form", ["quad", "winograd2x2", "quadwinograd2x2"])
+def test_the_largest_sums_of_a_layer(form: str, tmp_path: Path) -> None:
+    """All codes and weights at their ends, with as many channels as Winograd rows take."""
+    target, row = load_target("x86-64"), KERNELS[f"conv2d_s8_s8_{form}__x86"]
     batch = harness.Batch(target, harness.host_image(1 << 24))
     for weight in (-127, 127):
-        case = conv((4, 4), 64, 8)
+        case = conv((4, 4), 64, 16)
         case.node.consts["codes"][:] = weight
         for code in (-128, 127):
             case.inputs[0][:] = code
@@ -115,6 +157,32 @@ def test_weights_and_order_give_the_channels_in_their_order(groups: int) -> None
             a, b = sums[first].reshape(2, 4), sums[first + 1].reshape(2, 4)
             stored.append(np.concatenate([a[0], b[0], a[1], b[1]]))
     assert (np.concatenate(stored) == codes.astype(np.int64) @ x).all()
+
+
+@pytest.mark.parametrize("form", ["quad", "quadwinograd2x2"])
+def test_weights_are_those_of_the_row_that_is_named(form: str) -> None:
+    target, seen = load_target("x86-64"), 0
+    for case in [*QUAD, *QUAD_WINOGRAD, *(c for op in ("conv2d", "linear") for c in cases(op))]:
+        name = f"{case.node.op}_s8_{case.node.format.short}_{form}__x86"
+        if name in KERNELS and KERNELS[name].applies(case.graph, case.node, target):
+            row = KERNELS[name]
+            named = KERNELS[row.tags["weights_of"]]
+            assert named.applies(case.graph, case.node, harness.host_level(named.isa))
+            mine, theirs = (r.pack(case.graph, case.node)["weights"] for r in (row, named))
+            assert mine.dtype == theirs.dtype
+            assert (mine == theirs).all()
+            seen += 1
+    assert seen >= 10
+
+
+@pytest.mark.parametrize("packed", [1, 2, 4, 8])
+def test_quads_are_found_where_they_are_packed(packed: int) -> None:
+    """By the order in which the other level packs, and by the expression that kernels use."""
+    product = QuadProduct(packed)
+    places = [product.place(quad) for quad in range(4 * packed)]
+    assert sorted(places) == list(range(0, 64 * packed, 16))
+    names = {"T": SimpleNamespace(bitwise_and=operator.and_, shift_right=operator.rshift)}
+    assert [eval(product.byte(str(quad)), names) for quad in range(4 * packed)] == places
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (4, 2), (5, 5), (2, 7)])

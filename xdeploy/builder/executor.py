@@ -117,7 +117,8 @@ def internal_header(program: Program, functions: dict[str, str]) -> str:
     """Text of src/xd_<m>_internal.h: where code and weights lie, constants and prototypes of the kernels."""
     upper = program.name.upper()
     guard = f"{upper}_INTERNAL_H"
-    lines = [f"#ifndef {guard}\n#define {guard}\n\n#include <stdint.h>\n", _PLACES.format(upper=upper)]
+    others = "".join(f'#include "{name}_internal.h"\n' for name in program.elsewhere)  # whose constants it reads
+    lines = [f"#ifndef {guard}\n#define {guard}\n\n#include <stdint.h>\n{others}", _PLACES.format(upper=upper)]
     lines.append('#ifdef __cplusplus\nextern "C" {\n#endif\n')
     for symbol, array in program.constants.items():
         lines.append(f"extern const {c_type(array.dtype)} {symbol}[{array.size}];")
@@ -138,7 +139,7 @@ def prototypes(program: Program) -> dict[str, str]:
 def _prototype(program: Program, symbol: str, call: Call) -> str:
     kinds = []
     for i, arg in enumerate(call.args):
-        kind = _C_TYPES.get(arg.kind) or f"const {c_type(program.constants[call.constants[arg.name]].dtype)} *"
+        kind = _C_TYPES.get(arg.kind) or f"const {c_type(program.arrays[call.constants[arg.name]].dtype)} *"
         kinds.append(f"{kind}p{i}")
     return f"void {symbol}({', '.join(kinds)})"
 

@@ -1,17 +1,21 @@
 """One library for several feature levels of a CPU: a program for each, and the choice between them when it is loaded.
 
 The target's own features are level 0, which `xd_<m>_run` holds as in any package. Every further level of the target
-file is a program `xd_<m>_<level>` with kernels and packed weights of its own. A constructor asks the kernel's auxiliary
-vector or CPUID once, before main; an inference costs a test and a jump more. `xd_<m>_choose_level` takes another level
-later. <M>_LEVEL, defined as a level's number, builds that one alone, without operating system; <M>_CHOOSES builds all
-without a C library, for a program that runs constructors and has a getauxval (targets/support/linux.h).
+file is a program `xd_<m>_<level>` with kernels of its own; constants that a level before it holds are not stored again.
+A constructor asks the kernel's auxiliary vector or CPUID once, before main; an inference costs a test and a jump more.
+`xd_<m>_choose_level` takes another level later. <M>_LEVEL, defined as a level's number, builds that one alone, without
+operating system; <M>_CHOOSES builds all without a C library, for a program that runs constructors and has a getauxval
+(targets/support/linux.h).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from xdeploy.program import Choice, Program, bind
 from xdeploy.target import Level, Target
@@ -163,17 +167,41 @@ def bind_levels(
 ) -> tuple[Program, list[tuple[Target, Program]]]:
     """A program for every further level, and the first one with an arena that is large enough for all.
 
+    Equal constants are stored once, by the first program that reads them.
     choices: kernels that were chosen already, by level.
     """
     if program.form == "portable":
         return program, []
-    found = []
+    found: list[tuple[Target, Program]] = []
     for level in target.levels:
         at = target.at(level)
         name, choice = f"{program.model}_{level.name}", choices.get(level.name)
-        found.append((at, bind(graph, at, name, program.form, choice, program.prefix)))
+        own = bind(graph, at, name, program.form, choice, program.prefix)
+        found.append((at, _sharing(own, [program, *(p for _, p in found)])))
     arena = max([program.arena, *(p.arena for _, p in found)])
     return replace(program, arena=arena), found
+
+
+def _sharing(program: Program, before: Sequence[Program]) -> Program:
+    """The program without those constants that one before it holds."""
+    known = {_content(array): (p.name, symbol) for p in before for symbol, array in p.constants.items()}
+    elsewhere: dict[str, dict[str, NDArray[Any]]] = {}
+    renamed, kept = {}, {}
+    for symbol, array in program.constants.items():
+        if (key := _content(array)) in known:
+            owner, renamed[symbol] = known[key]
+            elsewhere.setdefault(owner, {})[renamed[symbol]] = array
+        else:
+            kept[symbol] = array
+    calls = tuple(
+        replace(c, constants={k: renamed.get(symbol, symbol) for k, symbol in c.constants.items()})
+        for c in program.calls
+    )
+    return replace(program, calls=calls, constants=kept, elsewhere=elsewhere)
+
+
+def _content(array: NDArray[Any]) -> tuple[str, bytes]:
+    return str(array.dtype), sha256(array.tobytes()).digest()
 
 
 def level_files(package: Package) -> dict[str, str]:
