@@ -21,6 +21,7 @@ from xdeploy.kernel import KERNELS, Arg, Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import macs
 from xdeploy.memory import Buffer, Place, Placement, Storage, place
+from xdeploy.pieces import Piece, all_places, check_threads, lifetimes, pieces, placed_as
 from xdeploy.target import Target
 
 
@@ -40,6 +41,8 @@ class Call:
     workspace_offset: int
     macs: int
     cost: float
+    half: int = 0  # 1 and 2: upper and lower rows of one node, call behind call, which may run at the same time
+    whole: str = ""  # of half 2: the node's output tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +79,17 @@ class Program:
     tuned: Mapping[str, Any] = field(default_factory=dict)  # what was measured to choose the kernels, if anything was
     prefix: str = "xd"  # of every name in C
     steps: tuple[str, ...] = ()  # all nodes in order, aliases too: what `first` and `last` of a lifetime count
+    worker: str = ""  # stem of the functions of the second thread, "" where there is none
 
     @property
     def name(self) -> str:
         """Stem of all names in C: <prefix>_<model>."""
         return f"{self.prefix}_{self.model}"
+
+    @property
+    def halved(self) -> bool:
+        """Whether a node is computed as two halves."""
+        return any(c.half for c in self.calls)
 
     @property
     def weight_bytes(self) -> int:
@@ -145,6 +154,7 @@ def bind(
     form: str = "tuned",
     choice: Choice | None = None,
     prefix: str = "xd",
+    threads: int = 1,
 ) -> Program:
     """Choose kernels and place memory.
 
@@ -155,37 +165,49 @@ def bind(
         form: "tuned" (any row of the target) or "portable" (rows of C99 only).
         choice: kernels that were chosen already; a node that it does not name gets the row of least estimated cost.
         prefix: of every name in C, as `recipe.PackageOptions` allows it.
+        threads: 2 cuts large nodes into two calls for two threads.
 
     Raises:
         UnsupportedError: no kernel row applies to a node. GateError: weights or arena exceed the target's memory.
+        UsageError: threads that the target or form cannot have.
     """
+    check_threads(threads, target, form)
     name = identifier(model_name)
     storage = Storage(graph, target.align)
     nodes = [n for n in graph.nodes if n.name not in storage.aliases]
     chosen = choice.kernels if choice else {}
     rows = [KERNELS[chosen[n.name]] if n.name in chosen else choose(graph, n, target, form) for n in nodes]
+    work = {n.name: pieces(graph, n, row, target, threads) for n, row in zip(nodes, rows, strict=True)}
     functions, constants = _Functions(f"{prefix}_{name}"), _Constants(f"{prefix}_{name}")
-    parts = []
-    for node, row in zip(nodes, rows, strict=True):
-        code = row.emit(graph, node, target)
-        keys = {key: constants.add(array) for key, array in row.pack(graph, node).items()}
-        parts.append((functions.add(row, code), code.args, keys))
-    spaces = {n.name: r.workspace(graph, n) for n, r in zip(nodes, rows, strict=True)}
-    placed = arrange(graph, storage, {n.name: r for n, r in zip(nodes, rows, strict=True)})
-    layout = placed.layout
-    calls = tuple(
-        Call(n.name, n.op, r.name, symbol, args, n.inputs, n.output, keys, spaces[n.name],
-             layout.offsets.get(f"@{n.name}", 0), macs(graph, n), float(r.cost(graph, n, target)))
-        for n, r, (symbol, args, keys) in zip(nodes, rows, parts, strict=True)
-    )  # fmt: skip
+    placed = arrange(graph, storage, {n: placed_as(parts, target.align) for n, parts in work.items()})
+    layout, calls = placed.layout, list[Call]()
+    for node, parts in work.items():
+        at = layout.offsets.get(f"@{node}", 0)
+        for part in parts:
+            calls.append(_call(part, target, functions, constants, at))
+            at += -(-part.workspace // target.align) * target.align
     program = Program(
-        name, target.name, form, target.align, calls, tuple(n.name for n in graph.nodes if n.name in storage.aliases),
-        functions.table, constants.table, placed.places, placed.buffers,
+        name, target.name, form, target.align, tuple(calls),
+        tuple(n.name for n in graph.nodes if n.name in storage.aliases),
+        functions.table, constants.table, all_places(placed, work.values()), lifetimes(placed, work),
         layout.arena, layout.lower_bound, layout.found_by, limits_of(target, choice.limits if choice else {}),
         choice.notes if choice else {}, prefix, tuple(n.name for n in graph.nodes),
+        f"{prefix}_{name}" if threads > 1 else "",
     )  # fmt: skip
     program.verify()
     return program
+
+
+def _call(part: Piece, target: Target, functions: _Functions, constants: _Constants, workspace: int) -> Call:
+    """The call of a piece whose workspace begins at that byte of the arena."""
+    graph, node, row = part.graph, part.node, part.row
+    code = row.emit(graph, node, target)
+    keys = {key: constants.add(array) for key, array in row.pack(graph, node).items()}
+    whole = part.parts[node.output][0] if part.half == 2 else ""
+    return Call(
+        node.name, node.op, row.name, functions.add(row, code), code.args, node.inputs, node.output, keys,
+        part.workspace, workspace, macs(graph, node), float(row.cost(graph, node, target)), part.half, whole,
+    )  # fmt: skip
 
 
 def arrange(graph: LoweredGraph, storage: Storage, rows: Mapping[str, Kernel]) -> Placement:
@@ -300,6 +322,7 @@ def describe(program: Program) -> dict[str, Any]:
                           for k, s in c.constants.items()},
             "bytes": sum(arrays[s].nbytes for s in c.constants.values()),
             "macs": c.macs, "estimated_instructions": c.cost,
+            **({"half": c.half} if c.half else {}), **({"whole": place(c.whole)} if c.whole else {}),
         }
         for c in program.calls
     ]  # fmt: skip
@@ -316,4 +339,5 @@ def describe(program: Program) -> dict[str, Any]:
         "functions": len(program.functions), "aliases": list(program.aliases), "nodes": nodes,
         "steps": list(program.steps), "lifetimes": lives,
         **({"tuned": dict(program.tuned)} if program.tuned else {}),
+        **({"threads": 2} if program.worker else {}),
     }  # fmt: skip

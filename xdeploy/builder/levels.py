@@ -171,7 +171,8 @@ def bind_levels(
     for level in target.levels:
         at = target.at(level)
         name, choice = f"{program.model}_{level.name}", choices.get(level.name)
-        found.append((at, bind(graph, at, name, program.form, choice, program.prefix)))
+        bound = bind(graph, at, name, program.form, choice, program.prefix, 2 if program.worker else 1)
+        found.append((at, replace(bound, worker=program.worker)))
     arena = max([program.arena, *(p.arena for _, p in found)])
     return replace(program, arena=arena), found
 
