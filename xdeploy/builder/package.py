@@ -35,10 +35,10 @@ from xdeploy.program import Program
 from xdeploy.target import Target
 
 _THREADS = """
-/* An inference has its caller's thread alone until {name}_set_threads(2) starts a second one, which may compute one half
- * of large layers where that is faster; 1 ends it, as unloading the library does. It serves one inference at a time:
- * another one at the same time has its caller's thread alone, and so has a forked child until it calls this itself.
- * Returns 0, or -1 where there are no such threads: not 1 to {upper}_THREADS, no Linux, one CPU. Re-entrant. */
+/* An inference has its caller's thread alone until {name}_set_threads(2) starts a second one, which may compute one
+ * half of large layers where that is faster; 1 ends it, as unloading the library does. It serves one inference at a
+ * time: another one at the same time has its caller's thread alone, and so has a forked child until it calls this
+ * itself. Returns 0, or -1 where there are no such threads: not 1 to {upper}_THREADS, no Linux, one CPU. Re-entrant. */
 #define {upper}_THREADS {most} /* 1: no layer is large enough to be shared */
 {upper}_API int {name}_set_threads(int threads);
 
