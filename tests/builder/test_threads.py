@@ -1,4 +1,4 @@
-"""Two threads for one inference: the outputs of the reference whoever computes which half, and a worker that ends well."""
+"""Two threads for one inference: the reference's outputs whoever computes a half, and a worker that ends well."""
 
 from __future__ import annotations
 
@@ -216,7 +216,8 @@ static int forked(void)
     return status != 0 || many(100) != 0;
 }
 
-static int taken(void) /* the worker takes an offer in time, on its own thread, and an offer taken back is not computed */
+/* The worker takes an offer in time, on its own thread, and an offer that was taken back is not computed. */
+static int taken(void)
 {
     int two = xd_net_begin(), took = 0;
     if (two != 2) return 1;
