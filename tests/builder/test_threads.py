@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -12,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.builder.test_warnings import compile_all
 from tests.networks import Drawer, residual_network
-from xdeploy import pieces
+from xdeploy import pieces, pipeline
 from xdeploy.bench.host import HostRunner, aligned
-from xdeploy.bench.threads import outputs_of_two
+from xdeploy.bench.threads import outputs_of_two, with_two
 from xdeploy.builder import build
 from xdeploy.builder.package import Package
 from xdeploy.builder.zig import cc
@@ -25,6 +27,8 @@ from xdeploy.lir.graph import LoweredGraph
 from xdeploy.lir.ops import run
 from xdeploy.program import Choice, Program, applicable, bind
 from xdeploy.recipe import PackageOptions, Recipe
+from xdeploy.report.tables import targets
+from xdeploy.request import Request
 from xdeploy.target import load_target
 
 HOST = platform.machine() in ("x86_64", "AMD64")
@@ -115,6 +119,17 @@ def test_without_the_option_nothing_of_it_is_in_the_package() -> None:
     target = load_target("x86-64")
     package = Package(bind(graph, target, "net"), graph, golden, target, {}, "")
     assert not [path for path, text in package.files().items() if "_threads" in path or "set_threads" in text]
+
+
+@pytest.mark.parametrize("language", ["c99", "c++17"])
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_no_compiler_has_anything_to_say(compiler: str, language: str, tmp_path: Path) -> None:
+    (program, graph, golden), target = _bound("x86-64-v3"), load_target("x86-64-v3")
+    Package(program, graph, golden, target, {}, "").write(tmp_path, None)
+    sources = [tmp_path / "src" / f"xd_net{part}.c" for part in ("", "_threads")]
+    more = [f"-I{tmp_path / 'include'}", f"-I{tmp_path / 'src'}"]
+    for alone in ([], ["-DXD_NET_ONE_THREAD"]):
+        compile_all(sources, compiler, language, tmp_path, *more, *alone)
 
 
 @x86
@@ -387,3 +402,30 @@ def test_many_inferences_that_choose_their_threads_are_equal(made: Made) -> None
     assert time.monotonic() - start < 30
     runner.set_threads(1)
     assert (outputs == np.tile(golden.output_codes.reshape(3, -1), (700, 1))).all()
+
+
+@x86
+def test_both_are_measured_and_the_report_shows_it(made: Made) -> None:
+    runner = HostRunner(made[0])
+    found = with_two(runner, made[2].input_codes, rounds=3)
+    ratio = found["ratio_two_threads"]
+    assert (ratio["unit"], ratio["how"]) == ("1", "measured")
+    if ratio["value"] is None:
+        pytest.skip("this machine has one CPU")
+    assert ratio["low"] <= ratio["value"] <= ratio["high"]
+    assert re.search(r"(two threads are|one thread is) faster, in [0-3] of 3 rounds", ratio["note"])
+    assert found["latency_two_threads"]["unit"] == "s"
+    assert runner._load().xd_net_threads() == 1
+    row = {"isa": "x", "verdict": "bit-exact", "reason": None, "cycles": None, **dict.fromkeys(("flash", "ram"))}
+    told = targets({"targets": {"x86-64": row | found}})
+    assert told.columns[-2:] == ("with two threads, us", "two threads over one")
+    assert told.rows[0][-1].endswith(" measured")
+    assert len(targets({"targets": {"x86-64": row}}).columns) == len(told.columns) - 2
+
+
+def test_a_build_refuses_before_it_writes_anything(tmp_path: Path) -> None:
+    recipe = Recipe().with_options({"build.threads": 2})
+    asked = Request(targets=("x86-64", "cortex-m4"), output=tmp_path / "out", recipe=recipe)
+    with pytest.raises(UsageError, match="cortex-m4 is firmware"):
+        pipeline.run(asked)
+    assert not (tmp_path / "out").exists()
