@@ -423,6 +423,18 @@ def test_both_are_measured_and_the_report_shows_it(made: Made) -> None:
     assert len(targets({"targets": {"x86-64": row}}).columns) == len(told.columns) - 2
 
 
+@x86
+def test_where_no_layer_is_large_enough_it_is_said(tmp_path: Path) -> None:
+    d, target = Drawer((8, 8, 8)), load_target("x86-64-v3")
+    graph, golden = d.finish(d.conv("small", "x", 8))
+    program = bind(graph, target, "net", threads=2)
+    runner = HostRunner(build(program, graph, golden, target, tmp_path / "out", PackageOptions(), {}))
+    assert [runner._load().xd_net_set_threads(n) for n in (2, 1)] == [-1, 0]
+    found = with_two(runner, golden.input_codes)["ratio_two_threads"]
+    assert found["value"] is None
+    assert "no layer is large enough" in found["note"]
+
+
 def test_a_build_refuses_before_it_writes_anything(tmp_path: Path) -> None:
     recipe = Recipe().with_options({"build.threads": 2})
     asked = Request(targets=("x86-64", "cortex-m4"), output=tmp_path / "out", recipe=recipe)

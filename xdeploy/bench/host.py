@@ -148,14 +148,14 @@ class HostRunner:
         Raises:
             DeviceError: the library cannot be used here, was not built for them, or the machine has one CPU.
         """
-        library = self._load()
-        if threads > self.most_threads or (
-            self.most_threads > 1 and getattr(library, f"{self.stem}_set_threads")(threads)
-        ):
-            raise DeviceError(
-                f"{self.image.artifact.folder} cannot run on {threads} threads here",
-                hint="build it with --inference-threads 2, and run it where two CPUs may be used",
-            )
+        library, built = self._load(), self.image.manifest.get("threads")
+        if threads == 1 and built is None:
+            return
+        if built is not None and getattr(library, f"{self.stem}_set_threads")(threads) == 0:
+            return
+        small = "no layer is large enough to be shared" if built == 1 else "two CPUs are needed"
+        why = "it was built for one thread" if built is None else small
+        raise DeviceError(f"{self.image.artifact.folder} cannot run on {threads} threads here: {why}")
 
     def _batch(self, library: Any, inputs: Int8, outputs: Int8) -> int:
         run, stem = self.image.manifest["symbols"]["run"], self.stem

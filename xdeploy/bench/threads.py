@@ -28,9 +28,9 @@ def with_two(runner: HostRunner, codes: Int8, rounds: int = ROUNDS) -> dict[str,
 
     Returns:
         `latency_two_threads` in seconds, and `ratio_two_threads`, the time with two over that with one; nothing where
-        the package has one thread, and values of None where this machine has one CPU.
+        the package was not built for two threads, and values of None where there is no second one.
     """
-    if runner.most_threads < 2:
+    if "threads" not in runner.image.manifest:
         return {}
     try:
         times = turns(runner, codes, rounds)
