@@ -13,7 +13,7 @@ ROWS: list[tuple[str, ...]] = [
     ("target", "recipe", "planoptions", "trainoptions", "manifest", "handover", "store", "quantise", "ranking"),
     ("lir", "kernel", "sharing", "ranks", "onnxwire", "onnxguard", "onnxdata", "onnxfile", "onnxshapes"),
     ("model",),
-    ("relevance", "plan", "compress", "lower", "program", "memory", "kernels"),
+    ("relevance", "plan", "compress", "lower", "program", "memory", "pieces", "pool", "kernels"),
     ("export", "builder", "coding"),
     ("bench", "report", "gate", "explain"),
     (
@@ -52,7 +52,7 @@ HEAVY = {
     "serial": {"bench"},
     "capstone": {"bench"},
 }
-STRANGERS = set(ROWS[4]) - {"program", "memory"}
+STRANGERS = set(ROWS[4]) - {"program", "memory", "pieces", "pool"}
 # stages is where the arrows meet; it counts accuracy with torch modules that the units hand it
 ALLOWED = {("stages", "torch"), ("pipeline", "torch"), ("check", "torch"), ("diff", "torch"), ("accuracy", "torch")}
 

@@ -175,7 +175,7 @@ def _target(found: _Findings, graph: LoweredGraph, target: Target, recipe: Recip
         facts.append(f"{len(found.obstacles) - before} node(s) without a kernel")
         return
     try:
-        program = bind(graph, target, "check", recipe.package.form)
+        program = bind(graph, target, "check", recipe.package.form, threads=recipe.build.threads)
     except GateError as error:
         found.add(Obstacle("(memory)", "", error.message, error.hint or ""), target.name)
         facts.append("does not fit")

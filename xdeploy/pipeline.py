@@ -23,6 +23,7 @@ from xdeploy.handover import (
     Measurement,
 )
 from xdeploy.permission import external_data
+from xdeploy.pieces import check_threads
 from xdeploy.recipe import Recipe
 from xdeploy.request import Progress, Request, Silent
 from xdeploy.stages import Stages
@@ -80,6 +81,8 @@ def opened(request: Request, progress: Progress | None = None) -> Iterator[Stage
     """
     targets = resolve_targets(list(request.targets))  # bad names fail before anything is written
     _check_paths(request)
+    for target in targets:
+        check_threads(request.recipe.build.threads, target, request.recipe.package.form)
     if request.plan is not None:
         CompressionPlan.load(request.plan)
     store = Store(request.output)

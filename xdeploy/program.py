@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.errors import GateError, UnsupportedError
@@ -21,6 +20,8 @@ from xdeploy.kernel import KERNELS, Arg, Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import macs
 from xdeploy.memory import Buffer, Place, Placement, Storage, place
+from xdeploy.pieces import Piece, all_places, check_threads, lifetimes, pieces, placed_as
+from xdeploy.pool import Constants, Functions
 from xdeploy.sharing import shared
 from xdeploy.target import Target
 
@@ -41,6 +42,8 @@ class Call:
     workspace_offset: int
     macs: int
     cost: float
+    half: int = 0  # 1 and 2: upper and lower rows of one node, call behind call, which may run at the same time
+    whole: str = ""  # of half 2: the node's output tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Program:
     tuned: Mapping[str, Any] = field(default_factory=dict)  # what was measured to choose the kernels, if anything was
     prefix: str = "xd"  # of every name in C
     steps: tuple[str, ...] = ()  # all nodes in order, aliases too: what `first` and `last` of a lifetime count
+    worker: str = ""  # stem of the functions of the second thread, "" where there is none
     # constants that it reads, but other programs of its package hold: the program's name -> symbol -> array
     elsewhere: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
 
@@ -89,6 +93,11 @@ class Program:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All packed constants that it reads, wherever they are."""
         return {**self.constants, **{k: v for part in self.elsewhere.values() for k, v in part.items()}}
+
+    @property
+    def halved(self) -> bool:
+        """Whether a node is computed as two halves."""
+        return any(c.half for c in self.calls)
 
     @property
     def weight_bytes(self) -> int:
@@ -153,6 +162,7 @@ def bind(
     form: str = "tuned",
     choice: Choice | None = None,
     prefix: str = "xd",
+    threads: int = 1,
 ) -> Program:
     """Choose kernels and place memory.
 
@@ -164,33 +174,33 @@ def bind(
         choice: kernels that were chosen already; a node that it does not name gets the row of least estimated cost,
             or, where the target has further levels, one that reads the weights of such a level (`sharing`).
         prefix: of every name in C, as `recipe.PackageOptions` allows it.
+        threads: 2 cuts large nodes into two calls for two threads.
 
     Raises:
         UnsupportedError: no kernel row applies to a node. GateError: weights or arena exceed the target's memory.
+        UsageError: threads that the target or form cannot have.
     """
+    check_threads(threads, target, form)
     name = identifier(model_name)
     storage = Storage(graph, target.align)
     nodes = [n for n in graph.nodes if n.name not in storage.aliases]
     rows = _rows(graph, nodes, target, form, choice.kernels if choice else {})
-    functions, constants = _Functions(f"{prefix}_{name}"), _Constants(f"{prefix}_{name}")
-    parts = []
-    for node, row in zip(nodes, rows, strict=True):
-        code = row.emit(graph, node, target)
-        keys = {key: constants.add(array) for key, array in row.pack(graph, node).items()}
-        parts.append((functions.add(row, code), code.args, keys))
-    spaces = {n.name: r.workspace(graph, n) for n, r in zip(nodes, rows, strict=True)}
-    placed = arrange(graph, storage, {n.name: r for n, r in zip(nodes, rows, strict=True)})
-    layout = placed.layout
-    calls = tuple(
-        Call(n.name, n.op, r.name, symbol, args, n.inputs, n.output, keys, spaces[n.name],
-             layout.offsets.get(f"@{n.name}", 0), macs(graph, n), float(r.cost(graph, n, target)))
-        for n, r, (symbol, args, keys) in zip(nodes, rows, parts, strict=True)
-    )  # fmt: skip
+    work = {n.name: pieces(graph, n, row, target, threads) for n, row in zip(nodes, rows, strict=True)}
+    functions, constants = Functions(f"{prefix}_{name}"), Constants(f"{prefix}_{name}")
+    placed = arrange(graph, storage, {n: placed_as(parts, target.align) for n, parts in work.items()})
+    layout, calls = placed.layout, list[Call]()
+    for node, parts in work.items():
+        at = layout.offsets.get(f"@{node}", 0)
+        for part in parts:
+            calls.append(_call(part, target, functions, constants, at))
+            at += -(-part.workspace // target.align) * target.align
     program = Program(
-        name, target.name, form, target.align, calls, tuple(n.name for n in graph.nodes if n.name in storage.aliases),
-        functions.table, constants.table, placed.places, placed.buffers,
+        name, target.name, form, target.align, tuple(calls),
+        tuple(n.name for n in graph.nodes if n.name in storage.aliases),
+        functions.table, constants.table, all_places(placed, work.values()), lifetimes(placed, work),
         layout.arena, layout.lower_bound, layout.found_by, limits_of(target, choice.limits if choice else {}),
         choice.notes if choice else {}, prefix, tuple(n.name for n in graph.nodes),
+        f"{prefix}_{name}" if threads > 1 else "",
     )  # fmt: skip
     program.verify()
     return program
@@ -209,6 +219,18 @@ def _rows(
                 sharing[node.name] = row
     rows |= shared(graph, target, rows, sharing)
     return [rows[n.name] for n in nodes]
+
+
+def _call(part: Piece, target: Target, functions: Functions, constants: Constants, workspace: int) -> Call:
+    """The call of a piece whose workspace begins at that byte of the arena."""
+    graph, node, row = part.graph, part.node, part.row
+    code = row.emit(graph, node, target)
+    keys = {key: constants.add(array) for key, array in row.pack(graph, node).items()}
+    whole = part.parts[node.output][0] if part.half == 2 else ""
+    return Call(
+        node.name, node.op, row.name, functions.add(row, code), code.args, node.inputs, node.output, keys,
+        part.workspace, workspace, macs(graph, node), float(row.cost(graph, node, target)), part.half, whole,
+    )  # fmt: skip
 
 
 def arrange(graph: LoweredGraph, storage: Storage, rows: Mapping[str, Kernel]) -> Placement:
@@ -267,46 +289,6 @@ def _hint(node: Node, isas: Sequence[str]) -> str:
     return f"weight formats with a kernel there: {', '.join(names) or 'none'}"
 
 
-def function_key(row: str, code: Code) -> tuple[str, str, str]:
-    """What two nodes have to agree in to share one function; the first part is the stem of its name."""
-    return re.sub(r"\W+", "_", row.replace("_-", "")), code.text, code.llvm_ir
-
-
-class _Functions:
-    """Distinct functions; nodes of one row with equal text share one."""
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-        self.table: dict[str, Code] = {}
-        self._known: dict[tuple[str, str, str], str] = {}
-
-    def add(self, row: Kernel, code: Code) -> str:
-        key = function_key(row.name, code)
-        stem = key[0]
-        if key not in self._known:
-            count = sum(known[0] == stem for known in self._known)
-            self._known[key] = f"{self.prefix}_{stem}_{count}"
-            self.table[self._known[key]] = code
-        return self._known[key]
-
-
-class _Constants:
-    """Distinct packed arrays, named in order of use."""
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-        self.table: dict[str, NDArray[Any]] = {}
-        self._known: dict[tuple[str, bytes], str] = {}
-
-    def add(self, array: NDArray[Any]) -> str:
-        flat = np.ascontiguousarray(array).reshape(-1)
-        key = (str(flat.dtype), flat.tobytes())
-        if key not in self._known:
-            self._known[key] = f"{self.prefix}_c{len(self._known)}"
-            self.table[self._known[key]] = flat
-        return self._known[key]
-
-
 def describe(program: Program) -> dict[str, Any]:
     """The content of program.json."""
     arrays, places = program.arrays, program.places
@@ -324,6 +306,7 @@ def describe(program: Program) -> dict[str, Any]:
                           for k, s in c.constants.items()},
             "bytes": sum(arrays[s].nbytes for s in c.constants.values()),
             "macs": c.macs, "estimated_instructions": c.cost,
+            **({"half": c.half} if c.half else {}), **({"whole": place(c.whole)} if c.whole else {}),
         }
         for c in program.calls
     ]  # fmt: skip
@@ -341,4 +324,5 @@ def describe(program: Program) -> dict[str, Any]:
         "functions": len(program.functions), "aliases": list(program.aliases), "nodes": nodes,
         "steps": list(program.steps), "lifetimes": lives,
         **({"tuned": dict(program.tuned)} if program.tuned else {}),
+        **({"threads": 2} if program.worker else {}),
     }  # fmt: skip

@@ -85,10 +85,13 @@ class LowerOptions:
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """[build] How a program uses its memory."""
+    """[build] How a program uses memory and threads."""
 
     # the first layers in bands of rows: auto (as far as plan.ram or the target's RAM needs it) | off | min | how many
     stream: int | str = "auto"
+    # 2, for hosts and Cortex-A under Linux: large layers are built as two halves, and xd_<model>_set_threads(2) lets a
+    # second thread compute one of them where that is faster
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +257,7 @@ def _check(recipe: Recipe) -> None:
     _one_of("tune.effort", recipe.tune.effort, ("off", "quick", "full"))
     _one_of("tune.objective", recipe.tune.objective, ("instructions", "cycles", "flash"))
     limits = {
-        "threads": (recipe.threads, 1, 256),
+        "threads": (recipe.threads, 1, 256), "build.threads": (recipe.build.threads, 1, 2),
         "data.validation": (recipe.data.validation, 0.0, 0.9), "plan.max_drop": (recipe.plan.max_drop, 0.0, 100.0),
         "data.calibration": (recipe.data.calibration, 1, 10**9), "data.golden": (recipe.data.golden, 1, 1000),
         "relevance.samples": (recipe.relevance.samples, 1, 10**9),

@@ -254,7 +254,9 @@ class Stages:
         golden = GoldenIo.load(self.folder / "golden.npz")
         graph = self._streamed(target)
         choice = tune(graph, target, self._tuning(target), options.form, self.progress)
-        program = bind(graph, target, options.name or self._model_name(), options.form, choice, options.prefix)
+        threads = self.recipe.build.threads if target in self.targets else 1
+        name = options.name or self._model_name()
+        program = bind(graph, target, name, options.form, choice, options.prefix, threads)
         # an emulator runs one level only; this machine runs what its CPU has
         here = target.levels_here() if target.kind == "host" else ()
         levels = {

@@ -19,6 +19,7 @@ from xdeploy.bench.model import quantities as cycle_quantities
 from xdeploy.bench.proxy import LABEL, layer_energy
 from xdeploy.bench.roofline import layers_and_limits
 from xdeploy.bench.runner import Image, Ran, RunOptions, Tell, silent
+from xdeploy.bench.threads import outputs_of_two, with_two
 from xdeploy.bench.via import runner_for
 from xdeploy.cpu import cpu_name
 from xdeploy.errors import DeviceError, ToolchainError, TransportError
@@ -113,8 +114,12 @@ def bench(
         quantities["latency"] = _latency(times)
     if isinstance(runner, HostRunner):
         quantities |= layers_and_limits(runner, golden.input_codes)
+        quantities |= with_two(runner, golden.input_codes)
     quantities |= ran.quantities
     difference = _difference(ran.outputs, golden.output_codes, image.floats)
+    if isinstance(runner, HostRunner) and (two := outputs_of_two(runner, golden.input_codes)) is not None:
+        found_with_two = _difference(two, golden.output_codes, image.floats)
+        difference = difference or (found_with_two and f"with two threads {found_with_two}")
     return result("differs" if difference else "bit-exact", difference, layers=layers)
 
 

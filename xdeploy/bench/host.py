@@ -65,8 +65,8 @@ class HostRunner:
         """Run all inputs; instructions are not counted here."""
         return Ran(self.name, self.run_many(codes, tell), environment={"cpu": cpu_name()})
 
-    def run_many(self, codes: Int8, tell: Tell = silent) -> Int8:
-        """Output codes (N, *output shape), worked on by as many threads as there are cores.
+    def run_many(self, codes: Int8, tell: Tell = silent, workers: int = 8) -> Int8:
+        """Output codes (N, *output shape), worked on by as many threads as there are cores, at most `workers`.
 
         Raises:
             DeviceError: the library cannot be used here, or reports an error.
@@ -79,7 +79,7 @@ class HostRunner:
             part = slice(start, min(start + CHUNK, len(inputs)))
             return self._batch(library, inputs[part], outputs[part])
 
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, workers)) as pool:
             for done, status in enumerate(pool.map(work, range(0, len(inputs), CHUNK)), 1):
                 self.image.status(status)
                 tell("host", min(done * CHUNK, len(inputs)), len(inputs))
@@ -136,6 +136,26 @@ class HostRunner:
         if getattr(library, f"{self.stem}_choose_level")(names.index(name)):
             raise DeviceError(f"this CPU lacks what level {name} needs")
         self.image.level = name
+
+    @property
+    def most_threads(self) -> int:
+        """How many threads an inference may have: 1, or 2 where the package was built for them."""
+        return int(self.image.manifest.get("threads", 1))
+
+    def set_threads(self, threads: int) -> None:
+        """Let an inference have that many threads from now on.
+
+        Raises:
+            DeviceError: the library cannot be used here, was not built for them, or the machine has one CPU.
+        """
+        library, built = self._load(), self.image.manifest.get("threads")
+        if threads == 1 and built is None:
+            return
+        if built is not None and getattr(library, f"{self.stem}_set_threads")(threads) == 0:
+            return
+        small = "no layer is large enough to be shared" if built == 1 else "two CPUs are needed"
+        why = "it was built for one thread" if built is None else small
+        raise DeviceError(f"{self.image.artifact.folder} cannot run on {threads} threads here: {why}")
 
     def _batch(self, library: Any, inputs: Int8, outputs: Int8) -> int:
         run, stem = self.image.manifest["symbols"]["run"], self.stem

@@ -175,8 +175,12 @@ class Image:
         return [str(n["name"]) for n in self.nodes if n["op"] == "float"]
 
     def tensor(self, call: int, arena: Memory, output: Memory) -> tuple[str, Int8]:
-        """Name and codes of what the call has just written; arena and output read (offset, bytes) there."""
-        place = self.nodes[call]["output"]
+        """Name and codes of what the call has just written; arena and output read (offset, bytes) there.
+
+        After the lower half of a layer it is the whole.
+        """
+        node = self.nodes[call]
+        place = node.get("whole", node["output"])
         read = arena if place["in"] == "arena" else output
         return str(place["tensor"]), np.frombuffer(read(int(place["offset"]), int(place["bytes"])), np.int8)
 

@@ -166,6 +166,7 @@ def _manifest(
         "weight_bytes": p.weight_bytes,
         "weights_crc32": f"{package.weights_crc:08x}",
         "macs": p.macs,
+        **({"threads": package.threads} if package.has_worker else {}),
         "prefix": p.prefix,
         "symbols": {**{k: f"{package.name}_{k}" for k in ("run", "run_sized", "verify", "selftest")},
                     "calls": [c.symbol for c in p.calls], "constants": list(p.constants)},

@@ -71,7 +71,8 @@ def _values(package: Package) -> dict[str, Any]:
         "urn": f"urn:xdeploy:model:{digest}",
         "gcc_flags": _gcc_flags(package) or "none in particular",
         "form_note": _FORM_NOTES[package.program.form],
-        "math_flag": " -lm" if package.has_float else "",
+        "library_flags": "".join(f" -l{name}" for name in _libraries(package)),
+        "threads_note": package.fill("threads.md") if package.has_worker else "",
     }
 
 
@@ -93,7 +94,7 @@ def _gcc_flags(package: Package) -> str:
 
 
 def _cmake(package: Package) -> dict[str, str]:
-    name, flags = package.name, _gcc_flags(package)
+    name, flags, used = package.name, _gcc_flags(package), _libraries(package)
     upper = name.upper()
     option = (
         f'option({upper}_CORE_FLAGS "compile with {flags}, for a toolchain file that names no core" OFF)\n'
@@ -113,9 +114,13 @@ def _cmake(package: Package) -> dict[str, str]:
         "core_note": f"; `{upper}_CORE_FLAGS=ON` adds the flags above, for a toolchain file that names no core"
         if flags
         else "",
-        # parts in float may call the mathematical functions
-        "libraries": f"target_link_libraries({name} PUBLIC m)\n" if package.has_float else "",
+        "libraries": f"target_link_libraries({name} PUBLIC {' '.join(used)})\n" if used else "",
     }
+
+
+def _libraries(package: Package) -> list[str]:
+    """What programs link besides: parts in float may call the mathematical functions, the second thread is POSIX's."""
+    return ["m"] * package.has_float + ["pthread"] * package.has_worker
 
 
 def _zephyr(package: Package) -> dict[str, str]:

@@ -68,21 +68,51 @@ _HEAD = """\
 def executor_source(program: Program) -> str:
     """Text of src/xd_<m>.c."""
     name = program.name
-    lines = [_HEAD.format(name=name, upper=name.upper(), prefix=program.prefix.upper())]
+    head = _HEAD.format(name=name, upper=name.upper(), prefix=program.prefix.upper())
+    lines = [_for_two(program, head) if program.halved else head]
     for i, call in enumerate(program.calls):
         lines.append(_call(program, i, call))
     lines += _copies(program)
-    return "".join(lines) + "    return 0;\n}\n"
+    end = f"    {program.worker}_end(threads);\n" if program.halved else ""
+    return "".join(lines) + end + "    return 0;\n}\n"
+
+
+def _for_two(program: Program, head: str) -> str:
+    """The head of a program with halves: the lower ones as functions, then an inference that may have two threads."""
+    include = f'#include "{program.name}_internal.h"\n'
+    head = head.replace(include, f'{include}#include "{program.worker}_threads.h"\n', 1)
+    start, run, rest = head.partition(f"{program.name.upper()}_CODE int {program.name}_run(")
+    lower = [_lower(program, i, call) for i, call in enumerate(program.calls) if call.half == 2]
+    begin = f"    const int threads = {program.worker}_begin();\n"
+    return "".join([start, *lower, run, rest.replace("    (void)a;\n", begin)])
+
+
+def _lower(program: Program, index: int, call: Call) -> str:
+    """The lower half of a layer as a function that can be handed over."""
+    return (
+        f"{half_prototype(program, index)}\n{{\n    (void)input;\n    (void)output;\n    (void)a;\n"
+        f"    {_invocation(program, call)}\n}}\n\n"
+    )
+
+
+def half_prototype(program: Program, index: int) -> str:
+    """Head of the function of a call that is the lower half of a layer."""
+    code = f"{program.name.upper()}_CODE"
+    return f"{code} void {program.name}_half_{index}(const int8_t *input, int8_t *output, int8_t *a)"
 
 
 def _call(program: Program, index: int, call: Call) -> str:
-    arguments = ", ".join(_argument(program, call, a) for a in call.args)
     note = comment(f"{index}: {call.node}: {call.op}, {call.kernel}, {call.macs} MAC", 110)
-    prefix = program.prefix.upper()
-    return (
-        f"\n    /* {note} */\n    {prefix}_LAYER_BEGIN({index});\n"
-        f"    {call.symbol}({arguments});\n    {prefix}_LAYER_END({index});\n"
-    )
+    prefix, done = program.prefix.upper(), f"    {_invocation(program, call)}\n"
+    if call.half == 1:
+        done = f"    {program.worker}_offer(threads, {program.name}_half_{index + 1}, input, output, a);\n{done}"
+    if call.half == 2:
+        done = f"    if ({program.worker}_done(threads) == 0) {{\n    {done}    }}\n"
+    return f"\n    /* {note} */\n    {prefix}_LAYER_BEGIN({index});\n{done}    {prefix}_LAYER_END({index});\n"
+
+
+def _invocation(program: Program, call: Call) -> str:
+    return f"{call.symbol}({', '.join(_argument(program, call, a) for a in call.args)});"
 
 
 def _argument(program: Program, call: Call, arg: Arg) -> str:
@@ -124,6 +154,7 @@ def internal_header(program: Program, functions: dict[str, str]) -> str:
         lines.append(f"extern const {c_type(array.dtype)} {symbol}[{array.size}];")
     lines.append("")
     lines += [f"{upper}_CODE {prototype};" for prototype in functions.values()]
+    lines += [f"{half_prototype(program, i)};" for i, call in enumerate(program.calls) if call.half == 2]
     return "\n".join(lines) + "\n\n#ifdef __cplusplus\n}\n#endif\n\n#endif\n"
 
 

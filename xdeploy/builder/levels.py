@@ -176,7 +176,8 @@ def bind_levels(
     for level in target.levels:
         at = target.at(level)
         name, choice = f"{program.model}_{level.name}", choices.get(level.name)
-        own = bind(graph, at, name, program.form, choice, program.prefix)
+        bound = bind(graph, at, name, program.form, choice, program.prefix, 2 if program.worker else 1)
+        own = replace(bound, worker=program.worker)
         found.append((at, _sharing(own, [program, *(p for _, p in found)])))
     arena = max([program.arena, *(p.arena for _, p in found)])
     return replace(program, arena=arena), found

@@ -180,6 +180,7 @@ def link_library(package: Package, folder: Path, weights: Path) -> Path:
             f"lib/{name}_batch.c",
             *options,
             *(["-lm"] if package.has_float else []),
+            *(["-lpthread"] if package.has_worker else []),
             "-o",
             library,
         ],

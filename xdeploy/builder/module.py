@@ -46,5 +46,6 @@ def link_module(artifact: Artifact, target: Target) -> bytes:
         # hidden: only __tvm_ffi_run leaves the library, so that --gc-sections sees what it needs
         shape = ["-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-Bsymbolic", "-Wl,--as-needed"]
         paths = [f"-I{folder}/include", f"-I{folder}/src"]
-        cc([*flags, *shape, *paths, *sources, "tvm.c", "-lm", "-o", "module.so"], at)
+        libraries = ["-lm", "-lpthread"] if "threads" in manifest else ["-lm"]
+        cc([*flags, *shape, *paths, *sources, "tvm.c", *libraries, "-o", "module.so"], at)
         return (at / "module.so").read_bytes()

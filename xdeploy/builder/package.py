@@ -34,6 +34,17 @@ from xdeploy.lir.graph import LoweredGraph
 from xdeploy.program import Program
 from xdeploy.target import Target
 
+_THREADS = """
+/* An inference has its caller's thread alone until {name}_set_threads(2) starts a second one, which may compute one
+ * half of large layers where that is faster; 1 ends it, as unloading the library does. It serves one inference at a
+ * time: another one at the same time has its caller's thread alone, and so has a forked child until it calls this
+ * itself. Returns 0, or -1 where there are no such threads: not 1 to {upper}_THREADS, no Linux, one CPU. Re-entrant. */
+#define {upper}_THREADS {most} /* 1: no layer is large enough to be shared */
+{upper}_API int {name}_set_threads(int threads);
+
+/* How many threads an inference may have now: 1 or 2. Re-entrant. */
+{upper}_API int {name}_threads(void);
+"""
 SELFTEST_SAMPLES = 2
 FLOAT_SLACK = 2  # codes that the self-test lets outputs differ by where a part runs in float and rounds differently
 
@@ -63,6 +74,7 @@ class Package:
         if any(c.language == "c99" for c in self.program.functions.values()):
             kinds.append(f"src/{n}_kernels.c")
         kinds += [f"src/{n}_kernels.S"] if self.assembly else []
+        kinds += [f"src/{n}_threads.c"] if self.has_worker else []
         further = [s for level in self.levels for s in level.sources]
         # a level has no self-test of its own: the network's runs on the level that was chosen
         kept = [s for s in further if not s.endswith("_selftest.c")]
@@ -91,6 +103,16 @@ class Package:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
+    def has_worker(self) -> bool:
+        """Whether the second thread's code is here; a level uses that of its network."""
+        return self.program.worker == self.name
+
+    @property
+    def threads(self) -> int:
+        """How many threads an inference may have: 2 where some layer, at some level, is computed as two halves."""
+        return 2 if any(p.program.halved for p in (self, *self.levels)) else 1
+
+    @property
     def has_float(self) -> bool:
         """Whether a part stays in float."""
         return any(call.op == "float" for call in self.program.calls)
@@ -113,6 +135,8 @@ class Package:
             f"src/{n}_verify.c": self.fill("verify.c", weight_parts(self.program)),
             f"src/{n}_selftest.c": self.fill("selftest.c", self._selftest()),
         }
+        if self.has_worker:
+            texts |= {f"src/{n}_threads.{kind}": self.fill(f"threads.{kind}") for kind in ("h", "c")}
         portable = c99_source(self.program)
         if portable:
             texts[f"src/{n}_kernels.c"] = self._banner() + portable
@@ -122,7 +146,8 @@ class Package:
         if self.levels:
             texts |= {path: text if text.startswith("/*") else self._banner() + text
                       for path, text in level_files(self).items() if not path.endswith("_selftest.c")}  # fmt: skip
-        return texts | build_files(self, stack, texts)
+        counted = {path: text for path, text in texts.items() if "_threads." not in path}
+        return texts | build_files(self, stack, counted)
 
     def _executor(self) -> str:
         text = executor_source(self.program)
@@ -167,6 +192,8 @@ class Package:
             "crc": f"0x{self.weights_crc:08X}", "recipe_sha256": self.recipe_sha256, "layer_names": self._layer_names(),
             "stack": stack or 0, "layers": len(p.calls),
             "stack_note": "at most, by the stack frames that clang -O2 makes" if stack else "not determined",
+            "threads": _THREADS.format(name=self.name, upper=self.name.upper(), most=self.threads)
+            if self.has_worker else "",
             **_io(io, self.graph), **_labels(self.name.upper(), io),
         }  # fmt: skip
 

@@ -172,6 +172,8 @@ def _inputs(args: argparse.Namespace) -> int:
 def _lines(m: Measurement) -> list[str]:
     """The measurement as text: every quantity with its spread, the peers, what cannot be told, and the verdict."""
     rows = [(k, readable(v)) for k, v in m.quantities.items() if isinstance(v, dict) and "unit" in v]
+    if "ratio_two_threads" in m.quantities:
+        rows.append(("two threads", str(m.quantities["ratio_two_threads"].get("note", ""))))
     rows += [(name, _peer(row)) for name, row in m.quantities.get("peers", {}).items()]
     rows += [("power trace", x) for x in m.environment.get("power", {}).get("notes", ())]
     rows += [(f"no {what}", why) for what, why in m.tells.get("cannot", {}).items()]

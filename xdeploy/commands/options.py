@@ -123,6 +123,11 @@ FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "--std": ("data.std", _floats, "per-channel standard deviation of pixels in 0..1"),
     "--form": ("package.form", str, "C package: tuned (LLVM kernels for one core) or portable (C99 only)"),
     "--stream": ("build.stream", _bands, "first layers in bands of rows, for less RAM: auto, off, min or a number"),
+    "--inference-threads": (
+        "build.threads",
+        whole,
+        "2: a library that may use a second thread, for hosts and Cortex-A",
+    ),
     "--name": ("package.name", str, "the model's name in C"),
     "--prefix": ("package.prefix", str, "what every name in C begins with, xd by default"),
     "--tune": ("tune.effort", str, "choose kernels by measuring: off (cost formulas), quick (likely ones) or full"),

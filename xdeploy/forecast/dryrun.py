@@ -86,7 +86,7 @@ def _target(stages: Stages, graph: LoweredGraph, target: Target) -> dict[str, An
 
     o, form = stages.recipe, stages.recipe.package.form
     graph = fit_memory(graph, target, o.build.stream, (o.plan.ram, o.tune.ram), lambda g, n: choose(g, n, target, form))
-    program = bind(graph, target, "dryrun", form)
+    program = bind(graph, target, "dryrun", form, threads=o.build.threads)
     note = f"{_FLASH}: {len(program.functions)} functions"
     return {
         "flash": quantity(program.weight_bytes, "byte", "modelled", note=note),

@@ -14,9 +14,10 @@ _SCALES = {
 }
 _OF_TARGET = {
     "flash": "flash", "ram": "RAM", "stack": "stack", "instructions": "instructions", "cycles": "cycles",
-    "latency": "latency", "energy": "energy",
+    "latency": "latency", "latency_two_threads": "latency, two threads",
+    "ratio_two_threads": "two threads over one", "energy": "energy",
 }  # fmt: skip
-_UNITS = {"byte": "B", "instruction": "", "cycle": ""}
+_UNITS = {"byte": "B", "instruction": "", "cycle": "", "1": ""}
 
 
 def amount(quantity: Quantity) -> str:

@@ -25,6 +25,7 @@ from xdeploy.report.timeline import arena, front, points
 SCHEMA = "xdeploy.report/1"
 _BENCH_QUANTITIES = ("flash", "ram", "arena", "stack", "instructions", "cycles", "latency", "energy", "accelerator")
 _FURTHER = ("flash_parts", "classes", "cycles_parts", "boards")
+_OF_TWO = ("latency_two_threads", "ratio_two_threads")  # of packages for two threads
 _MODELLED = {"cycles": "cycle", "energy": "J", "accelerator": "J"}  # per layer, of LayerCount
 ACCELERATOR = "accelerator-class, for comparing layers, not this board's energy"
 
@@ -135,6 +136,7 @@ def _target(folder: Path) -> dict[str, Any]:
     for key in _BENCH_QUANTITIES:
         summary[key] = bench.quantities.get(key)
     summary |= {key: bench.quantities.get(key) for key in _FURTHER}
+    summary |= {key: bench.quantities[key] for key in _OF_TWO if key in bench.quantities}
     summary |= {"form": manifest["form"], "cannot": dict(bench.tells.get("cannot", {}))}
     summary["limits"] = bench.quantities.get("limits")
     counts, kernels = dict[str, int](), dict[str, str]()

@@ -69,6 +69,10 @@ _TARGET_COLUMNS = {
     "latency, us": ("latency", 1e-6, 1),
     "energy, uJ": ("energy", 1e-6, 1),
 }
+_TWO_COLUMNS = {
+    "with two threads, us": ("latency_two_threads", 1e-6, 1),
+    "two threads over one": ("ratio_two_threads", 1.0, 3),
+}
 TARGET_NOTE = (
     "flash = code + constants + initialised data of the package linked alone; "
     "RAM = arena + static, without stack and the caller's input and output"
@@ -77,15 +81,17 @@ TARGET_NOTE = (
 
 def targets(report: Mapping[str, Any]) -> Table:
     """One row per target."""
-    rows = []
+    rows, values = [], dict(_TARGET_COLUMNS)
+    if any("ratio_two_threads" in t for t in report["targets"].values()):
+        values |= _TWO_COLUMNS
     for name, t in report["targets"].items():
         verdict = t["verdict"] + (f" ({t['reason']})" if t["reason"] else "")
-        numbers = (labelled(t[key], scale, digits) for key, scale, digits in _TARGET_COLUMNS.values())
+        numbers = (labelled(t.get(key), scale, digits) for key, scale, digits in values.values())
         rows.append((name, t["isa"], verdict, *numbers))
-    columns = ("target", "ISA", "against the reference", *_TARGET_COLUMNS)
+    columns = ("target", "ISA", "against the reference", *values)
     models = {n: t["cycles"]["note"].partition(";")[0] for n, t in report["targets"].items() if t["cycles"]}
     note = "; ".join((TARGET_NOTE, *(f"cycles of {name}: {said}" for name, said in models.items())))
-    return Table("Targets", columns, "<<<" + ">" * len(_TARGET_COLUMNS), tuple(rows), note)
+    return Table("Targets", columns, "<<<" + ">" * len(values), tuple(rows), note)
 
 
 def layers(report: Mapping[str, Any]) -> Table:

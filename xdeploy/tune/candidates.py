@@ -20,7 +20,8 @@ from xdeploy.cpu import cpu_name
 from xdeploy.kernel import Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.memory import Storage
-from xdeploy.program import applicable, choose, function_key, unusual
+from xdeploy.pool import function_key
+from xdeploy.program import applicable, choose, unusual
 from xdeploy.store import digest
 from xdeploy.target import Target
 from xdeploy.tune.jobs import Job

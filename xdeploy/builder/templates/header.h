@@ -116,7 +116,7 @@ static inline int ${name}_run_sized(const int8_t *input, int8_t *output, void *a
  * escapes. It covers every constant that the kernels are handed, not the instructions. A linker that drops what is not
  * called leaves it out. Re-entrant. */
 ${upper}_API int ${name}_verify(void);
-
+$threads
 #ifdef ${upper}_SELFTEST
 /* ${name}_verify, then the reference's outputs for built-in inputs; not re-entrant. */
 ${upper}_API int ${name}_selftest(void *arena);
