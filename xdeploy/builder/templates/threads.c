@@ -54,13 +54,14 @@ static struct {
 static struct {
     int taken;
     int two;         /* whether this block's inferences have the second thread: 1 or 0 */
+    int best;        /* which way was faster when both were tried last; a block that goes the other one is a trial */
     int runs;        /* of this block so far */
     int left;        /* blocks until the other way is tried */
     int pause;       /* blocks that this was the last time */
     int64_t begun;   /* when the inference began, in ns */
     int64_t sum;     /* of this block's, in ns, but for the first one, which wakes the worker */
     int64_t mean[2]; /* of the last block without and with it, in ns */
-} runs __attribute__((aligned(LINE))) = {0, 1, 0, 0, 0, 0, 0, {0, 0}};
+} runs __attribute__((aligned(LINE))) = {0, 1, 1, 0, 0, 0, 0, 0, {0, 0}};
 
 /* Read by all, changed by set_threads. Processes are told apart because a fork has the memory and not the worker. */
 static struct {
@@ -162,16 +163,19 @@ static void learn(int64_t took)
     runs.mean[runs.two] = runs.sum;
     runs.runs = 0;
     runs.sum = 0;
-    runs.left -= 1;
-    if (runs.mean[1 - runs.two] < runs.mean[runs.two]) {
-        runs.two = 1 - runs.two; /* it is faster, or not known yet */
-        runs.pause = 2;
-        runs.left = runs.pause;
-    } else if (runs.left <= 0) {
-        runs.two = 1 - runs.two;
-        runs.pause = (runs.pause < MOST_BLOCKS) ? (2 * runs.pause + 2) : MOST_BLOCKS;
-        runs.left = runs.pause;
+    if (runs.two == runs.best) {
+        runs.left -= 1;
+        runs.two = (runs.left > 0) ? runs.best : (1 - runs.best);
+        return;
     }
+    if (runs.mean[runs.two] < runs.mean[runs.best]) {
+        runs.best = runs.two;
+        runs.pause = 2;
+    } else {
+        runs.two = runs.best;
+        runs.pause = (runs.pause < (MOST_BLOCKS / 2)) ? ((2 * runs.pause) + 2) : MOST_BLOCKS;
+    }
+    runs.left = runs.pause;
 }
 
 int ${name}_begin(void)
