@@ -62,7 +62,7 @@ def test_names_follow_the_grammar() -> None:
     for name in KERNELS:
         row = KERNELS[name]
         assert name == row.name
-        parts = re.fullmatch(r"(\w+?)_(?:s8|f32)_(-|\w+)_(\w*\d+x\d+|direct|gathered|dense|packed)__(\w+)", name)
+        parts = re.fullmatch(r"(\w+?)_(?:s8|f32)_(-|\w+)_(\w*\d+x\d+|direct|gathered|dense|packed|quad)__(\w+)", name)
         assert parts is not None
         assert (parts[1], parts[2], parts[4]) == (row.op, row.weight, row.isa)
 
