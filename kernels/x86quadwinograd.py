@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.formats import FORMATS
-from xdeploy.kernel import KERNELS, Code, Kernel
+from xdeploy.kernel import Code
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.target import Target
 
@@ -27,7 +27,7 @@ from .vectors import as_type, ramp, shuffle
 from .winogradasm import PLACES
 from .x86 import LANES, WidePairProduct
 from .x86quad import PRODUCTS, other
-from .x86winograd import Tiles, Writer, behind, padded
+from .x86winograd import Tiles, Writer, behind, padded, register
 
 _BLOCK = 64 << 10  # bytes of transformed weights at a time, more only where one group of 16 channels has more
 _UNIT = x86vnni.UNIT
@@ -180,12 +180,5 @@ class _Writer(Writer):
 
 
 for _format in FORMATS.values():
-    _row, _name = QuadWinogradRow(_format), f"conv2d_s8_{_format.short}_quadwinograd2x2__x86"
-    _tags = {"form": "winograd", "weights_of": f"conv2d_s8_{_format.short}_direct__vnni"}
-    KERNELS.add(
-        _name,
-        Kernel(
-            _name, "conv2d", _format.short, "x86", _row.applies, _row.cost, _row.workspace, _row.pack, _row.emit,
-            in_place=_row.in_place, notes="Winograd, weights as AVX512-VNNI reads them", tags=_tags,
-        ),
-    )  # fmt: skip
+    _shared = {"weights_of": f"conv2d_s8_{_format.short}_direct__vnni"}
+    register(QuadWinogradRow(_format), "quadwinograd", "Winograd, weights as AVX512-VNNI reads them", _shared)

@@ -291,13 +291,17 @@ def _totals(m: list[str]) -> list[str]:
     return [f"{m[0]} + {m[1]} + {m[2]}", f"{m[1]} - {m[2]} - {m[3]}"]
 
 
-for _format in FORMATS.values():
-    _row, _name = WinogradRow(_format), f"conv2d_s8_{_format.short}_winograd2x2__x86"
-    _tags = {"form": "winograd", "extra_flash": f"{8 * 32}/{9 * _format.bits}"}
+def register(row: WinogradRow, stem: str, notes: str, tags: Mapping[str, str]) -> None:
+    """Add a row to the registry. stem: of the form's name, before the tile."""
+    name = f"conv2d_s8_{row.format.short}_{stem}2x2__x86"
     KERNELS.add(
-        _name,
+        name,
         Kernel(
-            _name, "conv2d", _format.short, "x86", _row.applies, _row.cost, _row.workspace, _row.pack, _row.emit,
-            in_place=_row.in_place, notes="Winograd", tags=_tags,
+            name, "conv2d", row.format.short, "x86", row.applies, row.cost, row.workspace, row.pack, row.emit,
+            in_place=row.in_place, notes=notes, tags={"form": "winograd", **tags},
         ),
     )  # fmt: skip
+
+
+for _format in FORMATS.values():
+    register(WinogradRow(_format), "winograd", "Winograd", {"extra_flash": f"{8 * 32}/{9 * _format.bits}"})

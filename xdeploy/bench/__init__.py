@@ -18,7 +18,7 @@ from xdeploy.bench.model import Cycles, call_mixes, cycles, energy_per_cycle, in
 from xdeploy.bench.model import quantities as cycle_quantities
 from xdeploy.bench.proxy import LABEL, layer_energy
 from xdeploy.bench.roofline import layers_and_limits
-from xdeploy.bench.runner import Image, Ran, RunOptions, Tell, silent
+from xdeploy.bench.runner import Image, Ran, Runner, RunOptions, Tell, silent
 from xdeploy.bench.threads import outputs_of_two, with_two
 from xdeploy.bench.via import runner_for
 from xdeploy.cpu import cpu_name
@@ -109,18 +109,26 @@ def bench(
     quantities |= _counted(image, ran, len(golden.input_codes))
     quantities |= cycle_quantities(found, target.cycles, target.energy) if found else {}
     quantities |= _accelerator(layers)
-    times = runner.latency(golden.input_codes, options.repeats) if isinstance(runner, HostRunner) else ran.times
-    if times is not None:
-        quantities["latency"] = _latency(times)
-    if isinstance(runner, HostRunner):
-        quantities |= layers_and_limits(runner, golden.input_codes)
-        quantities |= with_two(runner, golden.input_codes)
+    quantities |= _timed(runner, ran, golden.input_codes, options.repeats)
     quantities |= ran.quantities
     difference = _difference(ran.outputs, golden.output_codes, image.floats)
-    if isinstance(runner, HostRunner) and (two := outputs_of_two(runner, golden.input_codes)) is not None:
-        found_with_two = _difference(two, golden.output_codes, image.floats)
-        difference = difference or (found_with_two and f"with two threads {found_with_two}")
+    difference = difference or _difference_of_two(runner, golden, image.floats)
     return result("differs" if difference else "bit-exact", difference, layers=layers)
+
+
+def _timed(runner: Runner, ran: Ran, codes: Int8, repeats: int) -> dict[str, Any]:
+    """Latency where the runner can time, and what else a host tells."""
+    if not isinstance(runner, HostRunner):
+        return {} if ran.times is None else {"latency": _latency(ran.times)}
+    found = {"latency": _latency(runner.latency(codes, repeats))}
+    return found | layers_and_limits(runner, codes) | with_two(runner, codes)
+
+
+def _difference_of_two(runner: Runner, golden: GoldenIo, floats: Sequence[str]) -> str | None:
+    """What differs with two threads; None: nothing, or there are no two."""
+    two = outputs_of_two(runner, golden.input_codes) if isinstance(runner, HostRunner) else None
+    found = None if two is None else _difference(two, golden.output_codes, floats)
+    return found and f"with two threads {found}"
 
 
 def _difference(outputs: Int8, expected: Int8, floats: Sequence[str]) -> str | None:

@@ -84,14 +84,14 @@ class Program:
     """
 
     def __init__(self, data: bytes, example: Tensor) -> None:
-        self.library, self.input = _library(), example
+        self.calls, self.input = _library(), example
         with scratch_folder("pte") as folder:
             path = folder / "program.pte"
             path.write_bytes(data)
             strides = list(example.stride())
             order = sorted(range(example.dim()), key=lambda axis: (-strides[axis], axis))
             self.handle = ctypes.c_void_p(
-                self.library.xd_pte_open(
+                self.calls.xd_pte_open(
                     str(path).encode(), ctypes.c_void_p(example.data_ptr()), _array(ctypes.c_int32, example.shape),
                     _array(ctypes.c_uint8, order), _array(ctypes.c_int32, strides), example.dim(),
                 )
@@ -104,11 +104,11 @@ class Program:
 
     def fill(self) -> None:
         """Take the input as it is now."""
-        self._told(self.library.xd_pte_fill(self.handle))
+        self._told(self.calls.xd_pte_fill(self.handle))
 
     def run(self) -> None:
         """One inference."""
-        self._told(self.library.xd_pte_run(self.handle, ctypes.byref(self.codes), ctypes.byref(self.size)))
+        self._told(self.calls.xd_pte_run(self.handle, ctypes.byref(self.codes), ctypes.byref(self.size)))
 
     def output(self) -> Int8:
         """Codes of the last inference, in the order of memory (elements,)."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
+from xdeploy.bench.tflitefile import sum_q, weight_scales
 from xdeploy.errors import UnsupportedError
 from xdeploy.formats import Int8, QParams
 from xdeploy.lir.graph import LoweredGraph, Node
@@ -117,11 +118,10 @@ def _cut(y: Tensor, low: int, high: int, q: QParams) -> Tensor:
 
 def _parameters(graph: LoweredGraph, node: Node) -> dict[str, Tensor]:
     """Weight codes (O, I/groups, kh, kw) or (O, I), their scales and zeros, and the real bias (O,)."""
-    a, before, after = node.attrs, graph.tensors[node.inputs[0]].q, _sum_q(graph, node)
-    real = node.consts["multiplier"].astype(np.float64) * 2.0 ** (a["shift"] - 32)
-    values = node.values
-    dead = np.broadcast_to(real == 0, (len(values),))  # their outputs are the zero point; XNNPACK wants a scale
-    scales = np.where(dead, 2.0**-16, real) * after.scale / before.scale
+    before, after, values = graph.tensors[node.inputs[0]].q, sum_q(graph, node), node.values
+    scales = weight_scales(node, before, after)
+    dead = scales == 0  # their outputs are the zero point; XNNPACK wants a scale
+    scales = np.where(dead, 2.0**-16 * after.scale / before.scale, scales)
     values = np.where(dead.reshape(-1, *[1] * (values.ndim - 1)), np.int8(0), values)
     bias = np.where(dead, 0, node.consts["bias"]) * scales * before.scale
     if values.ndim == 4:
@@ -134,18 +134,9 @@ def _parameters(graph: LoweredGraph, node: Node) -> dict[str, Tensor]:
     }
 
 
-def _sum_q(graph: LoweredGraph, node: Node) -> QParams:
-    """Quantisation of a layer's own result, before a residual is added."""
-    final = graph.tensors[node.output].q
-    if not has_residual(node):
-        return final
-    scale = node.attrs["add_a"] / 2.0 ** node.attrs["add_shift"] * final.scale
-    return QParams(float(np.float32(scale)), node.attrs["out_zero"])
-
-
 def _weighted(m: Module, i: int, node: Node, xs: list[Tensor]) -> Tensor:
     """conv2d and linear; a residual is added after."""
-    a, q = node.attrs, _sum_q(m.graph, node)
+    a, q = node.attrs, sum_q(m.graph, node)
     bias = getattr(m, f"bias{i}")
     if node.op == "linear":
         y = F.linear(xs[0], m.weight(i), bias)

@@ -172,12 +172,23 @@ def _window(w: _Writer, node: Node, kernel: Sequence[int], value: int) -> tuple[
     return _padded(w, node, source, pads, value, w.graph.tensors[node.inputs[0]].q), _VALID
 
 
+def sum_q(graph: LoweredGraph, node: Node) -> QParams:
+    """Quantisation of a conv2d's or linear's own result, before a residual is added."""
+    a, final = node.attrs, graph.tensors[node.output].q
+    scale = a["add_a"] / 2.0 ** a["add_shift"] * final.scale if has_residual(node) else final.scale
+    return QParams(float(np.float32(scale)), a["out_zero"])
+
+
+def weight_scales(node: Node, before: QParams, after: QParams) -> NDArray[np.float64]:
+    """Scales (O,) of the weights with which codes of `before` give codes of `after`; 0 where the multiplier is."""
+    real = node.consts["multiplier"].astype(np.float64) * 2.0 ** (node.attrs["shift"] - 32)
+    return np.broadcast_to(real * after.scale / before.scale, (len(node.values),))
+
+
 def _weighted(w: _Writer, node: Node) -> None:
     """conv2d and linear; a residual becomes an ADD of its own."""
     a, t = node.attrs, w.graph.tensors
-    final, residual = t[node.output].q, has_residual(node)
-    scale = a["add_a"] / 2.0 ** a["add_shift"] * final.scale if residual else final.scale
-    q = QParams(float(np.float32(scale)), a["out_zero"])
+    final, residual, q = t[node.output].q, has_residual(node), sum_q(w.graph, node)
     output = w.at[node.output]
     own = w.activation(f"{node.name}.sum", t[node.output].shape, q) if residual else output
     target, fused = _cut(w, node.name, a["low"], a["high"], own, q)
@@ -192,8 +203,7 @@ def _weighted(w: _Writer, node: Node) -> None:
 
 def _products(w: _Writer, node: Node, q: QParams, output: int, fused: int) -> None:
     a, before = node.attrs, w.graph.tensors[node.inputs[0]]
-    real = node.consts["multiplier"].astype(np.float64) * 2.0 ** (a["shift"] - 32)
-    scales = np.broadcast_to(real * q.scale / before.q.scale, (len(node.values),))
+    scales = weight_scales(node, before.q, q)
     zeros, values = [0] * len(scales), node.values
     bias = w.tensor(f"{node.name}.bias", (len(scales),), "INT32", node.consts["bias"].astype(np.int32),
                     list(scales * before.q.scale), zeros)  # fmt: skip
