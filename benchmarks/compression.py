@@ -146,9 +146,7 @@ class Program:
         name = self._chosen(item, found)
         options = found[name] | (TRAINED[item.network][0].options() if item.tuned else {})
         shown = {"kind": item.kind, "point": item.point, "tuned": item.tuned, "variant": name}
-        job = Job(
-            item.id, item.network, item.method, item.kind, item.seed, _recipe(options, item.network, item.seed), shown
-        )
+        job = Job(item.id, item.network, item.method, item.kind, item.seed, _recipe(options, item.seed), shown)
         return self._measured(job, self.methods)
 
     def _measured(self, job: Job, results: Results) -> str:
@@ -176,8 +174,7 @@ class Program:
         assert not isinstance(middle, str)
         ready = self._ready(item.network, 0)
         jobs = {
-            n: Job("", item.network, item.method, n, 0, _recipe(o, item.network, 0), {"kind": item.kind})
-            for n, o in middle.items()
+            n: Job("", item.network, item.method, n, 0, _recipe(o, 0), {"kind": item.kind}) for n, o in middle.items()
         }
         keys = {n: key_of(job, ready.weights) for n, job in jobs.items()}
         kept = self.methods.chosen.get(place)
@@ -204,8 +201,9 @@ class Program:
         return text
 
 
-def _recipe(options: Options, network: str, seed: int) -> Recipe:
-    return Recipe().with_options(options | {"seed": seed, "threads": NETWORKS[network].threads})
+def _recipe(options: Options, seed: int) -> Recipe:
+    """The recipe of a cell; one thread, as cells train little or nothing and rows depend on the number."""
+    return Recipe().with_options(options | {"seed": seed, "threads": 1})
 
 
 def method_of(recipe: Recipe) -> str:

@@ -38,6 +38,13 @@ class Replace(torch.autograd.Function):
         return grads[0], None
 
 
+def laid_out_as(x: Tensor, other: Tensor) -> Tensor:
+    """`x` in memory as `other` is, where that has channels last; values stay."""
+    if other.dim() != 4 or not other.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def through(x: Tensor, value: Tensor) -> Tensor:
     """`value` in the forward pass, `x` in the backward pass."""
     result: Tensor = Replace.apply(x, value)  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from xdeploy.compress.compact import PLAIN, Rules
-from xdeploy.compress.fakequant import FakeQuantModule, fake_quantise, through
+from xdeploy.compress.fakequant import FakeQuantModule, fake_quantise, laid_out_as, through
 from xdeploy.compress.integer import BIAS_LIMIT, requant_shift
 from xdeploy.compress.learning import SCALE_RANGE, NormalisedLayer, TrainableLayer
 from xdeploy.compress.model import CompressedModel
@@ -38,7 +38,8 @@ class Rounded(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         """Pass the gradient where x is inside."""
         (x,) = ctx.saved_tensors
-        found: Tensor = torch.ops.aten.hardtanh_backward(grads[0], x, *ctx.range)
+        grad = laid_out_as(grads[0], x)  # a slice's has channels first, and all layers before would wait for that
+        found: Tensor = torch.ops.aten.hardtanh_backward(grad, x, *ctx.range)
         return found, None
 
 
