@@ -185,7 +185,7 @@ def bind(
     storage = Storage(graph, target.align)
     nodes = [n for n in graph.nodes if n.name not in storage.aliases]
     rows = _rows(graph, nodes, target, form, choice.kernels if choice else {})
-    work = {n.name: pieces(graph, n, row, target, threads) for n, row in zip(nodes, rows, strict=True)}
+    work = pieces(graph, list(zip(nodes, rows, strict=True)), target, threads)
     functions, constants = Functions(f"{prefix}_{name}"), Constants(f"{prefix}_{name}")
     placed = arrange(graph, storage, {n: placed_as(parts, target.align) for n, parts in work.items()})
     layout, calls = placed.layout, list[Call]()

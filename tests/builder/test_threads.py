@@ -101,6 +101,19 @@ def test_small_layers_stay_whole() -> None:
     assert not bind(graph, load_target("x86-64"), "net", threads=2).halved
 
 
+def test_nothing_is_cut_where_little_would_be_gained(monkeypatch: pytest.MonkeyPatch) -> None:
+    (graph, _), target = network(), load_target("x86-64")
+    monkeypatch.setattr(pieces, "LEAST_HALF", 0.0)
+    cut = bind(graph, target, "net", threads=2)
+    cost = {c.node: c.cost for c in cut.calls}
+    gain = sum(min(cost[f"{c} [band {k} of 2]"] for k in (1, 2)) for c in ("stem", "block", "depth", "down"))
+    whole = sum(c.cost for c in bind(graph, target, "net").calls)
+    monkeypatch.setattr(pieces, "LEAST_SHARE", 0.99 * gain / whole)
+    assert bind(graph, target, "net", threads=2).calls == cut.calls
+    monkeypatch.setattr(pieces, "LEAST_SHARE", 1.01 * gain / whole)
+    assert not bind(graph, target, "net", threads=2).halved
+
+
 @pytest.mark.parametrize(
     ("target", "form", "reason"), [("cortex-m4", "tuned", "firmware"), ("x86-64", "portable", "operating system")]
 )
