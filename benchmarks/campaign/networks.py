@@ -57,7 +57,8 @@ class Net:
     given: Callable[[Place, int], Given]
     further: Schedule
     first: Schedule | None = None
-    threads: int = 2  # of training, of recipes too; one where a second gains little: rows depend on the number
+    # of training, of recipes too: one where a second gains little or the machine does other work; rows depend on it
+    threads: int = 2
     one_float: bool = False  # the float network of seed 0 for all seeds, where training another takes too long
     validation: float = DataOptions().validation  # share of the training data that the float network leaves out, too
 
@@ -113,7 +114,7 @@ NETWORKS = {
         ),
         Net(
             "resnet20", "xdeploy.model.zoo:resnet20", "CIFAR-10 (JPEG)",
-            _cifar("resnet20-cifar10-jpeg.safetensors"), Schedule(), one_float=True,
+            _cifar("resnet20-cifar10-jpeg.safetensors"), Schedule(), threads=1, one_float=True,
             validation=0.04,  # 2,000 images
         ),
         Net(
