@@ -8,7 +8,7 @@ them while it multiplies (`packedlinear`). The tile is chosen per shape by count
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -305,20 +305,29 @@ class Writer:
         self.product.multiply(self.source, self.stage.bind, pixels, groups, codes, x, weights, self.copied)
 
 
-def _rows() -> Iterator[tuple[str, Kernel]]:
+def kernel_of(row: DirectRow) -> Kernel:
+    """The registered row, whose weights are expanded to int8 when they are packed."""
+    fmt = row.format
+    tags = {} if fmt.bits == 8 else {"extra_flash": f"8/{fmt.bits}"}
+    return Kernel(
+        f"{row.op}_s8_{fmt.short}_direct__{row.product.isa}", row.op, fmt.short, row.product.isa, row.applies, row.cost,
+        row.workspace, row.pack, row.emit, in_place=row.in_place, tags=tags,
+        notes="" if fmt.bits == 8 else "weights expanded to int8",
+    )  # fmt: skip
+
+
+def register(kernels: Iterable[Kernel]) -> None:
+    """Add rows by their names."""
+    for kernel in kernels:
+        KERNELS.add(kernel.name, kernel)
+
+
+def _rows() -> Iterator[Kernel]:
     for product in PRODUCTS:
         for op in ("conv2d", "linear"):
             # Armv8.0 has rows that look 4-bit weights up while they multiply
             for fmt in FORMATS.values() if product.isa != "neon" else (FORMATS["int8"],):
-                row = DirectRow(op, product, fmt)
-                name = f"{op}_s8_{fmt.short}_direct__{product.isa}"
-                tags = {} if fmt.bits == 8 else {"extra_flash": f"8/{fmt.bits}"}
-                yield name, Kernel(
-                    name, op, fmt.short, product.isa, row.applies, row.cost, row.workspace, row.pack, row.emit,
-                    in_place=row.in_place, tags=tags,
-                    notes="" if fmt.bits == 8 else "weights expanded to int8",
-                )  # fmt: skip
+                yield kernel_of(DirectRow(op, product, fmt))
 
 
-for _name, _kernel in _rows():
-    KERNELS.add(_name, _kernel)
+register(_rows())

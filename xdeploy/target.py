@@ -158,7 +158,8 @@ def measuring_target() -> Target:
     Raises:
         UsageError: no bundled target fits.
     """
-    return load_target("x86-64-v4-vnni" if host_target().levels_here() else "x86-64-v3")
+    here = host_target().levels_here()
+    return load_target(f"x86-64-v4-{here[-1].name}" if here else "x86-64-v3")
 
 
 def _parse(text: str, where: str) -> Target:

@@ -27,7 +27,10 @@ _SIZES = {"cache": 1 << 14, "memory": 1 << 26}  # bytes that are read again and 
 _READ_TOTAL = 1 << 28  # bytes read for one figure
 _TURNS = 200_000
 # a word of the instruction set -> its function, and the instruction; the best first
-_MULTIPLY = {"vnni": ("xd_multiply_vnni", "vpdpbusd of AVX512-VNNI"), "": ("xd_multiply", "vpmaddwd of AVX2")}
+_MULTIPLY = {
+    "amx": ("xd_multiply_amx", "tdpbusd of AMX"), "vnni": ("xd_multiply_vnni", "vpdpbusd of AVX512-VNNI"),
+    "": ("xd_multiply", "vpmaddwd of AVX2"),
+}  # fmt: skip
 _Q = dict[str, Any]
 
 

@@ -123,7 +123,6 @@ enum { AT_HWCAP = 16, AT_HWCAP2 = 26 };
 unsigned long getauxval(unsigned long number);
 #endif
 """
-# The operating system keeps a register file for programs where its bits of XCR0 are set: 0xE6 are those of AVX-512.
 _CPUID = """\
 #include <cpuid.h>
 
@@ -151,8 +150,10 @@ static int saved(unsigned registers)
 # name in /proc/cpuinfo -> leaf of CPUID (subleaf 0), register from EAX on, bit (Intel SDM volume 2, CPUID)
 _BITS = {
     "avx512f": (7, 1, 16), "avx512dq": (7, 1, 17), "avx512bw": (7, 1, 30), "avx512vl": (7, 1, 31),
-    "avx512_vnni": (7, 2, 11),
+    "avx512_vnni": (7, 2, 11), "amx_tile": (7, 3, 24), "amx_int8": (7, 3, 25),
 }  # fmt: skip
+# The operating system keeps a register file for programs where its bits of XCR0 are set (Intel SDM volume 1, 13.3)
+_AVX512_STATE, _TILE_STATE = 0xE6, 0x60000
 _JUMP = """\
 #ifndef {upper}_LEVEL
     if ({name}_better != NULL) {{
@@ -215,7 +216,9 @@ def level_files(package: Package) -> dict[str, str]:
     levels = package.target.levels
     told = "".join(f", {i} {level.name} ({level.isa})" for i, level in enumerate(levels, 1))
     prototypes = "".join(
-        f"int {package.name}_{level.name}_run(const int8_t *input, int8_t *output, void *arena);\n" for level in levels
+        f"int {package.name}_{level.name}_run(const int8_t *input, int8_t *output, void *arena);\n"
+        + (f"int {package.name}_{level.name}_tiles(void);\n" if "amx" in level.features else "")
+        for level in levels
     )
     tests = "\n".join(_test(package.name, i, level) for i, level in enumerate(levels, 1))
     asking = _CPUID if any(level.cpuid for level in levels) else _AUXILIARY
@@ -227,15 +230,17 @@ def level_files(package: Package) -> dict[str, str]:
 
 
 def _test(name: str, number: int, level: Level) -> str:
-    return _TEST.format(name=name, able=_able(level), level=level.name, number=number)
+    return _TEST.format(name=name, able=_able(name, level), level=level.name, number=number)
 
 
-def _able(level: Level) -> str:
+def _able(name: str, level: Level) -> str:
     """C expression: whether this CPU has a level."""
     if level.cpuid:
         bits = [_BITS[flag] for flag in level.cpuid]
         words = [f"(has({leaf}U, {number}, {bit}U) != 0)" for leaf, number, bit in bits]
-        return " && ".join(["(saved(0xE6U) != 0)", *words])
+        state = _AVX512_STATE | (_TILE_STATE if "amx" in level.features else 0)
+        allowed = [f"({name}_{level.name}_tiles() != 0)"] if "amx" in level.features else []
+        return " && ".join([*words, f"(saved(0x{state:X}U) != 0)", *allowed])
     vector, bit = ("AT_HWCAP2", level.hwcap2) if level.hwcap2 >= 0 else ("AT_HWCAP", level.hwcap)
     return f"(((getauxval({vector}) >> {bit}) & 1UL) != 0UL)"
 

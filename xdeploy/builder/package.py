@@ -75,6 +75,7 @@ class Package:
             kinds.append(f"src/{n}_kernels.c")
         kinds += [f"src/{n}_kernels.S"] if self.assembly else []
         kinds += [f"src/{n}_threads.c"] if self.has_worker else []
+        kinds += [f"src/{n}_tiles.c"] if self.has_tiles else []
         further = [s for level in self.levels for s in level.sources]
         # a level has no self-test of its own: the network's runs on the level that was chosen
         kept = [s for s in further if not s.endswith("_selftest.c")]
@@ -108,6 +109,11 @@ class Package:
         return self.program.worker == self.name
 
     @property
+    def has_tiles(self) -> bool:
+        """Whether kernels may use tile registers, which Linux wants to be asked for."""
+        return "amx" in self.target.features
+
+    @property
     def threads(self) -> int:
         """How many threads an inference may have: 2 where some layer, at some level, is computed as two halves."""
         return 2 if any(p.program.halved for p in (self, *self.levels)) else 1
@@ -137,6 +143,8 @@ class Package:
         }
         if self.has_worker:
             texts |= {f"src/{n}_threads.{kind}": self.fill(f"threads.{kind}") for kind in ("h", "c")}
+        if self.has_tiles:
+            texts[f"src/{n}_tiles.c"] = self.fill("tiles.c")
         portable = c99_source(self.program)
         if portable:
             texts[f"src/{n}_kernels.c"] = self._banner() + portable
