@@ -1,4 +1,4 @@
-"""A library of two feature levels stores the weights of convolutions and linear layers once, with both levels right."""
+"""A library of several feature levels stores the weights of convolutions and linear layers once, with all levels right."""
 
 from __future__ import annotations
 
@@ -34,17 +34,21 @@ def _weights(graph: LoweredGraph) -> int:
 
 def test_levels_read_the_same_weights() -> None:
     graph, _ = resnet(blocks=1)
-    own, further = _levels(graph)
+    own, vnni, amx = _levels(graph)
     shared_ones = 0
-    for mine, theirs in zip(own.calls, further.calls, strict=True):
+    for mine, theirs, tiled in zip(own.calls, vnni.calls, amx.calls, strict=True):
         names = KERNELS[mine.kernel].tags.get("weights_of")
         if names == theirs.kernel:
             assert mine.constants["weights"] == theirs.constants["weights"] in own.constants
-            assert theirs.constants["weights"] not in further.constants
+            assert theirs.constants["weights"] not in vnni.constants
             shared_ones += 1
+        if "weights" in theirs.constants:
+            assert tiled.constants["weights"] == theirs.constants["weights"] not in amx.constants
     assert shared_ones >= 7
-    assert set(further.elsewhere) == {own.name}
-    further.verify()
+    assert sum(c.kernel.endswith("__amx") for c in amx.calls) >= 7
+    assert set(vnni.elsewhere) == {own.name} <= set(amx.elsewhere)
+    for program in (vnni, amx):
+        program.verify()
 
 
 @pytest.mark.parametrize("network", [lambda: resnet(9), lambda: resnet(1), separable_network])

@@ -158,7 +158,7 @@ def test_cortex_m_has_no_row() -> None:
     rows = [k for k in KERNELS.values() if k.op == "float"]
     with_one = {n for n in target_names() if any(k.isa in load_target(n).features for k in rows)}
     arm = {"aarch64", "cortex-a53", "cortex-a7", "cortex-a710", "cortex-a72", "cortex-a76"}
-    assert with_one == {"x86-64", "x86-64-v3", "x86-64-v4-vnni", *arm}
+    assert with_one == {"x86-64", "x86-64-v3", "x86-64-v4-vnni", "x86-64-v4-amx", *arm}
 
 
 def test_what_tvm_cannot_do_is_named() -> None:
