@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 CHUNK, W = 16, 4  # codes of a vector; first register of weights, which alternate between two sets of four
 LOADED = 4  # vectors of one ld1
+_SAVED = ("v8.1d, v9.1d, v10.1d, v11.1d", "v12.1d, v13.1d, v14.1d, v15.1d")  # for the caller
 
 
 def function(stem: str, types: str, lines: list[str]) -> tuple[str, str]:
@@ -20,6 +21,33 @@ def function(stem: str, types: str, lines: list[str]) -> tuple[str, str]:
     text = [*head, f".type {name},%function", f"{name}:", *lines, f".size {name}, .-{name}", ".endif", ".text"]
     assembly = "".join(f'module asm "{line}"\n' for line in text)
     return f"{assembly}declare i32 @{name}({types}) noduplicate nounwind\n", name
+
+
+def entered() -> list[str]:
+    """Save what belongs to the caller; x10 is used."""
+    first, second = _SAVED
+    return ["sub sp, sp, #64", "mov x10, sp", f"st1 {{{first}}}, [x10], #32", f"st1 {{{second}}}, [x10]"]
+
+
+def left() -> list[str]:
+    """Give it back, and return."""
+    return [*(f"ld1 {{{names}}}, [sp], #32" for names in _SAVED), "ret"]
+
+
+def offset(vector: int, lowest: bool, register: str) -> str:
+    """Vector `zero` of `narrowed`; the register holds the zero point."""
+    return f"movi v{vector}.16b, #128" if lowest else f"dup v{vector}.8h, {register}"
+
+
+def more(register: str, bytes_: int, base: str = "") -> list[str]:
+    """Address register = base + bytes; base is the register itself if it is not told."""
+    lines, base = [], base or register
+    name, size = ("sub", -bytes_) if bytes_ < 0 else ("add", bytes_)
+    for part, shift in ((size & 0xFFF, ""), (size >> 12, ", lsl #12")):
+        if part:
+            lines.append(f"{name} {register}, {base}, #{part}{shift}")
+            base = register
+    return lines
 
 
 def scaled(a: list[str], multipliers: int, shift: int) -> list[str]:

@@ -13,13 +13,12 @@ from typing import ClassVar
 
 from xdeploy.formats import Int8, Int32
 
-from .a64asm import LOADED, W, bounded, function, load, narrowed, scaled, store
+from .a64asm import LOADED, W, bounded, entered, function, left, load, narrowed, offset, scaled, store
 
 X, PRODUCTS, _ZERO, ACC = 0, 12, 15, 16  # first vector registers
 # x, weights, bias, multipliers, y, blocks, end of the codes that the loop multiplies, zero point
 PARAMETERS = "ptr, ptr, ptr, ptr, ptr, i32, ptr, i32"
 _CALL = 3  # instructions of the function around it
-_SAVED = ("v8.1d, v9.1d, v10.1d, v11.1d", "v12.1d, v13.1d, v14.1d, v15.1d")  # for the caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class Dense(ABC):
     def count(self) -> int:
         """Instructions of one call."""
         whole, rest = divmod(self.channels, self.block)
-        total = _CALL + len(self._opening()) + len(_closing())
+        total = _CALL + len(self._opening()) + len(left())
         for stored, times, loop in ((self.block, whole, 2), (rest, 1, 0)):
             if stored and times:
                 some = self.sums(_quads(stored) * 4).count() + len(self._outputs(stored))
@@ -94,13 +93,10 @@ class Dense(ABC):
             lines += ["1:", *self._block(self.block, "2"), "subs w5, w5, #1", "b.ne 1b"]
         if rest:
             lines += self._block(rest, "3")
-        return function("dense", PARAMETERS, lines + _closing())
+        return function("dense", PARAMETERS, lines + left())
 
     def _opening(self) -> list[str]:
-        zero = f"movi v{_ZERO}.16b, #128" if self.lowest else f"dup v{_ZERO}.8h, w7"
-        first, second = _SAVED
-        lines = ["sub sp, sp, #64", "mov x10, sp", f"st1 {{{first}}}, [x10], #32", f"st1 {{{second}}}, [x10]"]
-        return [*lines, zero, "mov x9, x0", *self.opening()]
+        return [*entered(), offset(_ZERO, self.lowest, "w7"), "mov x9, x0", *self.opening()]
 
     def _block(self, stored: int, label: str) -> list[str]:
         """All codes for some channels, `stored` of which exist."""
@@ -123,7 +119,3 @@ class Dense(ABC):
 
 def _quads(channels: int) -> int:
     return -(-channels // 4)
-
-
-def _closing() -> list[str]:
-    return [*(f"ld1 {{{names}}}, [sp], #32" for names in _SAVED), "ret"]

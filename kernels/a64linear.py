@@ -20,7 +20,7 @@ from .a64asm import CHUNK
 from .a64chunks import DotProducts, Rows
 from .a64dense import Dense
 from .a64quads import Quads
-from .outstage import scaled_range
+from .outstage import fits_int16
 from .snippets import Source, channel_consts
 
 FORMS: dict[str, tuple[type[Dense], ...]] = {"neon": (Quads, Rows), "dotprod": (DotProducts,)}
@@ -44,8 +44,7 @@ class DenseRow:
         """The function of a layer: of the forms for the level, the one with the fewest instructions."""
         (channels, codes), a = node.values.shape, node.attrs
         shift, low, high = (int(a[k]) for k in ("shift", "low", "high"))
-        least, greatest = scaled_range(node)
-        small, lowest = -(1 << 15) <= least <= greatest < 1 << 15, low == a["out_zero"] == -128
+        small, lowest = fits_int16(node), low == a["out_zero"] == -128
         forms = [form(codes, channels, shift, low, high, lowest, small) for form in FORMS[self.isa]]
         return min(forms, key=lambda form: form.count())
 

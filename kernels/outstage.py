@@ -38,6 +38,12 @@ def scaled_range(node: Node) -> tuple[int, int]:
     return int(scaled.min()), int(scaled.max())
 
 
+def fits_int16(node: Node) -> bool:
+    """Whether it is proven that scaled sums fit into int16."""
+    least, greatest = scaled_range(node)
+    return -(1 << 15) <= least <= greatest < 1 << 15
+
+
 class TileStage(ABC):
     """Writes the outputs of tiles on `source`."""
 

@@ -1,4 +1,4 @@
-"""AArch64's dense layers: every form on shapes of all kinds, how weights lie, and what is proven of scaled sums."""
+"""AArch64's dense layers and pointwise tiles: shapes of all kinds, how weights lie, what is proven of scaled sums."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from xdeploy.kernels.a64quads import Quads
 from xdeploy.kernels.outstage import scaled_range
 
 from tests.kernels import harness
-from tests.kernels.cases import Case, linear
-from tests.kernels.test_a64 import clamped
+from tests.kernels.cases import Case, conv, linear
+from tests.kernels.test_a64 import NONE, clamped
 from xdeploy.formats import FORMATS
-from xdeploy.kernel import KERNELS
+from xdeploy.kernel import KERNELS, Kernel
 from xdeploy.target import load_target
 
 pytestmark = pytest.mark.usefixtures("newest_cpu")
@@ -33,9 +33,8 @@ def _shapes(form: type[Dense], count: int) -> list[tuple[int, int]]:
     return list(zip(codes.tolist(), rng.integers(1, 5 * form.block // 2, count).tolist(), strict=True))
 
 
-def _run(batch: harness.Batch, isa: str, found: list[Case], folder: Path) -> list[str]:
+def _run(batch: harness.Batch, row: Kernel, found: list[Case], folder: Path) -> list[str]:
     for case in found:
-        row = KERNELS[f"linear_s8_s8_dense__{isa}"]
         assert row.applies(case.graph, case.node, batch.target)
         batch.add(row, case)
     before = batch.image.bytes.copy()
@@ -51,7 +50,18 @@ def test_forms_equal_the_reference(form: type[Dense], monkeypatch: pytest.Monkey
     found = [linear(k, n, relu=k % 2 == 0) for k, n in _shapes(form, 16)]
     found += [clamped(linear(k, n, relu=k % 3 == 0)) for k, n in [*_shapes(form, 4), (127, 65), (128, 128), (264, 3)]]
     batch = harness.Batch(load_target(CPU[isa]), harness.Image(harness.DATA, 1 << 24))
-    assert _run(batch, isa, found, tmp_path) == []
+    assert _run(batch, KERNELS[f"linear_s8_s8_dense__{isa}"], found, tmp_path) == []
+
+
+def test_pointwise_tiles_equal_the_reference(tmp_path: Path) -> None:
+    """Codes in multiples of 8, channels of 16, pixels of every remainder by four."""
+    rng, found = np.random.default_rng(12), list[Case]()
+    for i in range(12):
+        size, codes, channels = (1 + i % 3, int(rng.integers(1, 9))), 8 * int(rng.integers(1, 24)), 16 << i % 3
+        case = conv(size, codes, channels, (1, 1), pads=NONE, relu=i % 2 == 0, in_zero=int(rng.integers(-128, 128)))
+        found.append(clamped(case) if i % 3 else case)
+    batch = harness.Batch(load_target("cortex-a72"), harness.Image(harness.DATA, 1 << 24))
+    assert _run(batch, KERNELS["conv2d_s8_s8_tile4x16__neon"], found, tmp_path) == []
 
 
 @FORM
@@ -70,14 +80,17 @@ def test_the_form_with_fewer_instructions_is_taken() -> None:
         assert type(row.dense(linear(codes, channels).node)) is form
 
 
-def _edge(sign: int, greatest: int, fill: str) -> Case:
+def _edge(case: Case, sign: int, greatest: int) -> Case:
     """A layer whose codes of -128 make this scaled sum by way of the largest weights."""
-    case = linear(24, 20, fill=fill)
-    node, shift = case.node, 4
-    least = int(node.values.astype(np.int64)[0].sum()) * (-128 - 5)  # as the input's zero point is 5
+    node, shift, channels = case.node, 4, len(case.node.values)
+    least = int(node.values.astype(np.int64)[0].sum()) * (-128 - node.attrs["in_zero"])
     assert (least > 0) == (sign > 0)
     multiplier = 2 * round(greatest / (least << shift) * 2.0**31)
-    consts = {**node.consts, "bias": np.zeros(20, np.int32), "multiplier": np.full(20, multiplier, np.int32)}
+    consts = {
+        **node.consts,
+        "bias": np.zeros(channels, np.int32),
+        "multiplier": np.full(channels, multiplier, np.int32),
+    }
     node = replace(node, consts=consts, attrs={**node.attrs, "shift": shift})
     return replace(case, name=f"{case.name}_{greatest}", graph=replace(case.graph, nodes=(node,)))
 
@@ -85,19 +98,20 @@ def _edge(sign: int, greatest: int, fill: str) -> Case:
 EDGES = [(1, 32767, "low", True), (1, 32768, "low", False), (-1, -32768, "high", True), (-1, -32769, "high", False)]
 
 
-@pytest.mark.parametrize("isa", list(CPU))
-def test_sums_are_narrowed_by_halves_where_that_is_proven(isa: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [*(f"linear_s8_s8_dense__{isa}" for isa in CPU), "conv2d_s8_s8_tile4x16__neon"])
+def test_sums_are_narrowed_by_halves_where_that_is_proven(name: str, tmp_path: Path) -> None:
     """At the last scaled sum that fits into int16 and at the next, which some inputs make."""
-    row, found = a64linear.DenseRow(isa, FORMATS["int8"]), list[Case]()
+    row, found = KERNELS[name], list[Case]()
+    target = load_target(CPU[row.isa])
     for sign, greatest, fill, small in EDGES:
-        case = _edge(sign, greatest, fill)
+        pointwise = conv((1, 5), 24, 16, (1, 1), pads=NONE, fill=fill, in_zero=5)
+        plain = linear(24, 20, fill=fill) if row.op == "linear" else pointwise
+        case = _edge(plain, sign, greatest)
         assert scaled_range(case.node)[sign > 0] == greatest
         for each in (case, clamped(case)):
-            assert row.dense(each.node).small == small
-            assert ("uzp1" in row.dense(each.node).function()[0]) == small
+            assert ("uzp1" in row.emit(each.graph, each.node, target).llvm_ir) == small
             found.append(each)
-    batch = harness.Batch(load_target(CPU[isa]), harness.Image(harness.DATA, 1 << 24))
-    assert _run(batch, isa, found, tmp_path) == []
+    assert _run(harness.Batch(target, harness.Image(harness.DATA, 1 << 24)), row, found, tmp_path) == []
 
 
 @pytest.mark.parametrize("seed", range(8))
