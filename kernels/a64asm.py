@@ -1,22 +1,17 @@
-"""AArch64 functions for a linear layer, in assembly: every weight is read once, 64 bytes by one `ld1`.
+"""Pieces of AArch64 functions in assembly: loads of up to 64 bytes with a step, and what follows the sums.
 
-LLVM forms no such loads with a step, and a layer that reads each weight once consists of little else. A block is 64
-output channels with dot product, 16 without; it goes through all codes, `TURN` at a time, then through the rest. The
-last 16 codes overlap those before, and meet zeros where they were multiplied already, so nothing is read behind the
-input.
+LLVM forms no such loads, and a layer that reads each weight once consists of little else.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-CHUNK = 16
-_X, W, _PRODUCTS, _ZERO, _ACC = 0, 4, 12, 15, 16  # first vector registers; weights alternate between two sets of four
-_LOADED = 4  # vectors of one ld1
-# x, weights, bias, multipliers, y, blocks, end of the codes that the loop multiplies, zero point
-PARAMETERS = "ptr, ptr, ptr, ptr, ptr, i32, ptr, i32"
+CHUNK, W = 16, 4  # codes of a vector; first register of weights, which alternate between two sets of four
+LOADED = 4  # vectors of one ld1
+_SAVED = ("v8.1d, v9.1d, v10.1d, v11.1d", "v12.1d, v13.1d, v14.1d, v15.1d")  # for the caller
 
 
 def function(stem: str, types: str, lines: list[str]) -> tuple[str, str]:
@@ -28,138 +23,31 @@ def function(stem: str, types: str, lines: list[str]) -> tuple[str, str]:
     return f"{assembly}declare i32 @{name}({types}) noduplicate nounwind\n", name
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Sixteen codes from `start`, of which those from `new` on were not multiplied before; new is 0 or more."""
-
-    start: int
-    new: int
+def entered() -> list[str]:
+    """Save what belongs to the caller; x10 is used."""
+    first, second = _SAVED
+    return ["sub sp, sp, #64", "mov x10, sp", f"st1 {{{first}}}, [x10], #32", f"st1 {{{second}}}, [x10]"]
 
 
-@dataclass(frozen=True, slots=True)
-class Dense:
-    """One layer's function. codes: at least 16. shift, low, high: as the node's.
+def left() -> list[str]:
+    """Give it back, and return."""
+    return [*(f"ld1 {{{names}}}, [sp], #32" for names in _SAVED), "ret"]
 
-    lowest: the zero point is -128 and so is `low`; saturating to uint8 is then the clamp, and less work.
-    """
 
-    dotprod: bool
-    codes: int
-    channels: int
-    shift: int
-    low: int
-    high: int
-    lowest: bool
+def offset(vector: int, lowest: bool, register: str) -> str:
+    """Vector `zero` of `narrowed`; the register holds the zero point."""
+    return f"movi v{vector}.16b, #128" if lowest else f"dup v{vector}.8h, {register}"
 
-    @property
-    def block(self) -> int:
-        """Output channels at a time."""
-        return 64 if self.dotprod else 16
 
-    @property
-    def turn(self) -> int:
-        """Codes of one turn."""
-        sizes = (128, 64) if self.dotprod else (256, 128, 64)
-        return next((n for n in sizes if n <= self.codes), sizes[-1])
-
-    @property
-    def looped(self) -> int:
-        """Codes that the loop multiplies."""
-        return self.codes // self.turn * self.turn
-
-    @property
-    def pieces(self) -> list[Piece]:
-        """What follows the loop, from its end."""
-        left = self.codes % self.turn
-        whole = [Piece(start, 0) for start in range(0, left - CHUNK + 1, CHUNK)]
-        return whole + ([Piece(left - CHUNK, CHUNK - left % CHUNK)] if left % CHUNK else [])
-
-    def first(self, piece: Piece) -> int:
-        """The first of its codes that is multiplied: of four with dot product, of eight without."""
-        unit = 4 if self.dotprod else 8
-        return piece.new // unit * unit
-
-    def count(self) -> int:
-        """Instructions of one call."""
-        whole, rest = divmod(self.channels, self.block)
-        total = 20
-        for wanted, times in ((self.block, whole), (rest, 1)):
-            if wanted and times:
-                wide = -(-wanted // 4) * 4
-                turns = self.looped // self.turn
-                total += times * (len(self._block(wide, wanted, "2")) + max(turns - 1, 0) * (len(self._turn(wide)) + 2))
-        return total
-
-    def function(self) -> tuple[str, str]:
-        """LLVM IR and name; PARAMETERS."""
-        saved = [f"d{n}, d{n + 1}, [sp, #{16 * i}]" for i, n in enumerate(range(8, 16, 2))]
-        whole, rest = divmod(self.channels, self.block)
-        zero = f"movi v{_ZERO}.16b, #128" if self.lowest else f"dup v{_ZERO}.8h, w7"
-        lines = ["sub sp, sp, #64", *(f"stp {pair}" for pair in saved), zero, "mov x9, x0"]
-        if whole:
-            lines += ["1:", *self._block(self.block, self.block, "2"), "subs w5, w5, #1", "b.ne 1b"]
-        if rest:
-            lines += self._block(-(-rest // 4) * 4, rest, "3")
-        lines += [*(f"ldp {pair}" for pair in saved), "add sp, sp, #64", "ret"]
-        return function("dense", PARAMETERS, lines)
-
-    # ------------------------------------------------------------------------------------------------- the parts
-    def _block(self, channels: int, stored: int, label: str) -> list[str]:
-        """All codes for some channels, a multiple of four, `stored` of which exist."""
-        vectors = channels // 4 if self.dotprod else channels
-        lines = ["mov x0, x9", *load(_ACC, vectors, "x2")]
-        if self.looped:
-            lines += [f"{label}:", *self._turn(channels)]
-        if self.looped > self.turn:
-            lines += ["cmp x0, x6", f"b.ne {label}b"]
-        lines += self._rest(channels)
-        if not self.dotprod:
-            lines += _totals(channels)
-        return lines + self._outputs(channels // 4, stored)
-
-    def _turn(self, channels: int) -> list[str]:
-        part = [*load(_X, 4, "x0"), *self._products(channels, [(_X + i, 0) for i in range(4)])]
-        return part * (self.turn // 64)
-
-    def _rest(self, channels: int) -> list[str]:
-        lines = []
-        for i in range(0, len(self.pieces), 4):
-            some = self.pieces[i : i + 4]
-            if len(some) == 4 and not some[3].new:
-                lines += load(_X, 4, "x0")
-            else:
-                lines += [f"ldur q{_X + j}, [x0, #{p.start - i * CHUNK}]" for j, p in enumerate(some)]
-            lines += self._products(channels, [(_X + j, self.first(p)) for j, p in enumerate(some)])
-        return lines
-
-    def _products(self, channels: int, vectors: list[tuple[int, int]]) -> list[str]:
-        """The products of codes (register, first code) with all channels, weights loaded four vectors at a time."""
-        todo: list[list[str]] = []
-        if self.dotprod:
-            for x, first in vectors:
-                for lane in range(first // 4, 4):
-                    todo += [[f"sdot v{_ACC + q}.4s, {{w}}.16b, v{x}.4b[{lane}]"] for q in range(channels // 4)]
-        else:
-            for c in range(channels):
-                for i, (x, first) in enumerate(vectors):
-                    p = f"v{_PRODUCTS + (c + i) % 3}"
-                    both = [f"smull {p}.8h, {{w}}.8b, v{x}.8b", f"smlal2 {p}.8h, {{w}}.16b, v{x}.16b"]
-                    one = [f"smull2 {p}.8h, {{w}}.16b, v{x}.16b"]
-                    todo.append([*(one if first else both), f"sadalp v{_ACC + c}.4s, {p}.8h"])
-        return list(fed(todo))
-
-    def _outputs(self, quads: int, stored: int) -> list[str]:
-        """Requantise; `stored` codes are written."""
-        lines = []
-        for first in range(0, quads, 4):
-            n = min(4, quads - first)
-            a = [f"v{_ACC + first + i}" for i in range(n)]
-            lines += load(_X, n, "x3")
-            lines += scaled(a, _X, self.shift)
-            lines += narrowed(a, _ZERO, self.lowest)
-            lines += bounded(a[0], self.low, self.high, _X)
-            lines += _store(a[0], min(CHUNK, stored - first * 4))
-        return lines
+def more(register: str, bytes_: int, base: str = "") -> list[str]:
+    """Address register = base + bytes; base is the register itself if it is not told."""
+    lines, base = [], base or register
+    name, size = ("sub", -bytes_) if bytes_ < 0 else ("add", bytes_)
+    for part, shift in ((size & 0xFFF, ""), (size >> 12, ", lsl #12")):
+        if part:
+            lines.append(f"{name} {register}, {base}, #{part}{shift}")
+            base = register
+    return lines
 
 
 def scaled(a: list[str], multipliers: int, shift: int) -> list[str]:
@@ -168,22 +56,28 @@ def scaled(a: list[str], multipliers: int, shift: int) -> list[str]:
     return lines + [f"sqrdmulh {v}.4s, {v}.4s, v{multipliers + i}.4s" for i, v in enumerate(a)]
 
 
-def _halves(a: list[str]) -> list[str]:
-    """Up to four vectors of int32 to int16, saturated: into a[0] and a[2]."""
+def _halves(a: list[str], small: bool) -> list[str]:
+    """Up to four vectors of int32 to int16, saturated if they are not `small`: into a[0] and a[2]."""
     lines = []
-    for i in range(0, len(a), 2):
-        lines.append(f"sqxtn {a[i]}.4h, {a[i]}.4s")
-        lines += [f"sqxtn2 {a[i]}.8h, {v}.4s" for v in a[i + 1 : i + 2]]
+    for one, two in itertools.zip_longest(a[::2], a[1::2]):
+        if small and two:
+            lines.append(f"uzp1 {one}.8h, {one}.8h, {two}.8h")
+        else:
+            lines += [f"sqxtn {one}.4h, {one}.4s", *([f"sqxtn2 {one}.8h, {two}.4s"] if two else [])]
     return lines
 
 
-def narrowed(a: list[str], zero: int, lowest: bool) -> list[str]:
-    """Up to four vectors of scaled sums to codes in a[0]; vector `zero` is the zero point as int16, or 128 as bytes."""
-    lines = _halves(a)
+def narrowed(a: list[str], zero: int, lowest: bool, small: bool = False, into: str = "") -> list[str]:
+    """Up to four vectors of scaled sums to codes in `into`, or a[0].
+
+    Vector `zero` is the zero point as int16, or 128 as bytes. small: it is proven that scaled sums fit into int16.
+    """
+    into = into or a[0]
+    lines = _halves(a, small)
     lines += [f"sqadd {v}.8h, {v}.8h, v{zero}.8h" for v in a[::2] if not lowest]
     narrow = "sqxtun" if lowest else "sqxtn"
-    lines += [f"{narrow} {a[0]}.8b, {a[0]}.8h", *(f"{narrow}2 {a[0]}.16b, {v}.8h" for v in a[2:3])]
-    return lines + [f"eor {a[0]}.16b, {a[0]}.16b, v{zero}.16b"] * lowest
+    lines += [f"{narrow} {into}.8b, {a[0]}.8h", *(f"{narrow}2 {into}.16b, {v}.8h" for v in a[2:3])]
+    return lines + [f"eor {into}.16b, {into}.16b, v{zero}.16b"] * lowest
 
 
 def bounded(value: str, low: int, high: int, spare: int) -> list[str]:
@@ -198,8 +92,8 @@ def bounded(value: str, low: int, high: int, spare: int) -> list[str]:
 def load(first: int, count: int, pointer: str, step: bool = True) -> list[str]:
     """Consecutive vectors, four at a time; the pointer steps on, or not, for up to four."""
     lines = []
-    for start in range(0, count, _LOADED):
-        n = min(_LOADED, count - start)
+    for start in range(0, count, LOADED):
+        n = min(LOADED, count - start)
         names = ", ".join(f"v{first + start + i}.16b" for i in range(n))
         lines.append(f"ld1 {{{names}}}, [{pointer}]" + (f", #{n * CHUNK}" if step else ""))
     return lines
@@ -210,31 +104,24 @@ def fed(todo: list[list[str]], pointer: str = "x1", at: int = W) -> Iterator[str
 
     They stand in the eight registers from number `at` on.
     """
-    sets = [todo[i : i + _LOADED] for i in range(0, len(todo), _LOADED)]
-    loads = [load(at + i % 2 * _LOADED, len(some), pointer) for i, some in enumerate(sets)]
+    sets = [todo[i : i + LOADED] for i in range(0, len(todo), LOADED)]
+    loads = [load(at + i % 2 * LOADED, len(some), pointer) for i, some in enumerate(sets)]
     yield from loads[0]
     for i, some in enumerate(sets):
         yield from loads[i + 1] if i + 1 < len(sets) else []
         for j, lines in enumerate(some):
-            yield from (line.replace("{w}", f"v{at + i % 2 * _LOADED + j}") for line in lines)
+            yield from (line.replace("{w}", f"v{at + i % 2 * LOADED + j}") for line in lines)
 
 
-def _totals(channels: int) -> list[str]:
-    """Pairwise additions of four accumulators each, into the first ones."""
-    lines, a = [], _ACC
-    for i in range(0, channels, 4):
-        lines += [f"addp v{a + i + k}.4s, v{a + i + k}.4s, v{a + i + k + 1}.4s" for k in (0, 2)]
-        lines.append(f"addp v{a + i // 4}.4s, v{a + i}.4s, v{a + i + 2}.4s")
-    return lines
-
-
-def _store(value: str, codes: int) -> list[str]:
-    """Write the first codes of a vector; the pointer steps on."""
-    if codes == CHUNK:
-        return [f"str q{value[1:]}, [x4], #16"]
-    lines, at = [], 0
+def store(first: int, codes: int) -> list[str]:
+    """Write so many codes, which begin in vector number `first`; the pointer steps on."""
+    whole, left = divmod(codes, CHUNK)
+    lines, last, at = [], f"v{first + whole}", 0
+    if whole:
+        names = ", ".join(f"v{first + i}.16b" for i in range(whole))
+        lines.append(f"st1 {{{names}}}, [x4], #{whole * CHUNK}")
     for size, name in ((8, "d"), (4, "s"), (2, "h"), (1, "b")):
-        if codes - at >= size:
-            lines.append(f"st1 {{{value}.{name}}}[{at // size}], [x4], #{size}")
+        if left - at >= size:
+            lines.append(f"st1 {{{last}.{name}}}[{at // size}], [x4], #{size}")
             at += size
     return lines

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from .a64asm import CHUNK, bounded, fed, function, load, narrowed, scaled
+from .a64asm import CHUNK, bounded, fed, function, load, more, narrowed, scaled
 
 PIXELS, CHANNELS = 4, 16  # of a tile
 # image, weights, bias, multipliers, y, residual, what the output stage needs, turns of the loop over blocks
@@ -74,8 +74,8 @@ class Tiles:
     def count(self) -> int:
         """Instructions of one call."""
         whole, rest = divmod(self.width, PIXELS)
-        along = len(_more("x13", PIXELS * self.step * CHUNK)) + 2
-        row = 3 + len(_more("x9", self.row_step)) + (whole * (self._tile_count(PIXELS) + along) + 1 if whole else 0)
+        along = len(more("x13", PIXELS * self.step * CHUNK)) + 2
+        row = 3 + len(more("x9", self.row_step)) + (whole * (self._tile_count(PIXELS) + along) + 1 if whole else 0)
         row += self._tile_count(rest) if rest else 0
         return 12 + self.blocks * (10 + self.rows * row)
 
@@ -95,10 +95,10 @@ class Tiles:
         lines += ["2:", "mov x13, x9"]
         if whole:
             lines += [f"mov w12, #{whole}", "3:", *self._tile(PIXELS)]
-            lines += [*_more("x13", PIXELS * self.step * CHUNK), "subs w12, w12, #1", "b.ne 3b"]
+            lines += [*more("x13", PIXELS * self.step * CHUNK), "subs w12, w12, #1", "b.ne 3b"]
         if rest:
             lines += self._tile(rest)
-        lines += [*_more("x9", self.row_step), "subs w8, w8, #1", "b.ne 2b"]
+        lines += [*more("x9", self.row_step), "subs w8, w8, #1", "b.ne 2b"]
         # a tile ends where the next block's weights begin
         lines += ["mov x1, x15", "add x2, x2, #64", "add x3, x3, #64", "add x4, x4, #16"]
         lines += ["subs w7, w7, #1", "b.ne 1b", *(f"ldp {pair}" for pair in saved), "add sp, sp, #64", "ret"]
@@ -116,7 +116,7 @@ class Tiles:
 
     def _to_next(self, pixels: int) -> list[str]:
         """From the end of a row of the windows to the next one."""
-        return _more("x14", self.tap_step - (self._vectors(pixels) if self.ring else self.chunks) * CHUNK)
+        return more("x14", self.tap_step - (self._vectors(pixels) if self.ring else self.chunks) * CHUNK)
 
     def _vectors(self, pixels: int) -> int:
         """Vectors of codes of one row of all windows."""
@@ -165,7 +165,7 @@ class Tiles:
             elif offset <= _NEAR or pair == 1:
                 yield f"{name} {registers}, [x14, #{offset}]"
             else:
-                yield from _more("x11", offset, "x14")
+                yield from more("x11", offset, "x14")
                 yield f"{name} {registers}, [x11]"
 
     @staticmethod
@@ -191,7 +191,7 @@ class Tiles:
             else:
                 lines += [*self._sum(self.added, a, p), *bounded(a[0], self.added.low, self.added.high, _SPARE)]
             lines.append(f"str q{_ACC + 4 * p}, [x10, #{p * self.channels}]")
-        return lines + _more("x10", pixels * self.channels)
+        return lines + more("x10", pixels * self.channels)
 
     def _sum(self, add: Added, a: list[str], pixel: int) -> list[str]:
         """Codes of the convolution plus the residual's, in a[0], before their bounds."""
@@ -217,14 +217,3 @@ def _shifted(a: list[str], add: Added) -> list[str]:
         lines += [f"uzp2 {one}.8h, {one}.8h, {two}.8h" for one, two in pairs]
     name, by = ("sqshrn", f", #{shift - 16}") if shift > 16 else ("sqxtn", "")
     return [*lines, f"{name} {a[0]}.8b, {a[0]}.8h{by}", f"{name}2 {a[0]}.16b, {a[2]}.8h{by}"]
-
-
-def _more(register: str, bytes_: int, base: str = "") -> list[str]:
-    """Address register = base + bytes; base is the register itself if it is not told."""
-    lines, base = [], base or register
-    name, size = ("sub", -bytes_) if bytes_ < 0 else ("add", bytes_)
-    for part, shift in ((size & 0xFFF, ""), (size >> 12, ", lsl #12")):
-        if part:
-            lines.append(f"{name} {register}, {base}, #{part}{shift}")
-            base = register
-    return lines

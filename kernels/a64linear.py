@@ -1,4 +1,4 @@
-"""Linear rows for AArch64 that read every weight once, by assembly (`a64asm`): Armv8.0 and dot product."""
+"""Linear rows for AArch64 that read every weight once, by assembly (`a64dense`): Armv8.0 and dot product."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xdeploy.formats import FORMATS, Int8, WeightFormat
+from xdeploy.formats import FORMATS as WEIGHTS
+from xdeploy.formats import WeightFormat
 from xdeploy.kernel import KERNELS, Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
-from .a64asm import CHUNK, Dense
+from .a64asm import CHUNK
+from .a64chunks import DotProducts, Rows
+from .a64dense import Dense
+from .a64quads import Quads
+from .outstage import fits_int16
 from .snippets import Source, channel_consts
 
+FORMS: dict[str, tuple[type[Dense], ...]] = {"neon": (Quads, Rows), "dotprod": (DotProducts,)}
 _MOST_CODES = 1 << 16
 
 
@@ -35,10 +41,12 @@ class DenseRow:
         return self.isa != "neon" or int(node.values.min(initial=0)) > -128
 
     def dense(self, node: Node) -> Dense:
-        """The function of a layer."""
+        """The function of a layer: of the forms for the level, the one with the fewest instructions."""
         (channels, codes), a = node.values.shape, node.attrs
         shift, low, high = (int(a[k]) for k in ("shift", "low", "high"))
-        return Dense(self.isa == "dotprod", codes, channels, shift, low, high, low == a["out_zero"] == -128)
+        small, lowest = fits_int16(node), low == a["out_zero"] == -128
+        forms = [form(codes, channels, shift, low, high, lowest, small) for form in FORMS[self.isa]]
+        return min(forms, key=lambda form: form.count())
 
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
         """Instructions, counted."""
@@ -57,13 +65,9 @@ class DenseRow:
         table = np.zeros((2, wide), np.int32)
         table[:, : dense.channels] = consts["bias"], consts["multiplier"] >> 1
         blocks = [padded[i : i + dense.block] for i in range(0, wide, dense.block)]
-        bias = table[0]
-        if not dense.dotprod:  # the sum is spread over four lanes
-            bias = np.zeros((wide, 4), np.int32)
-            bias[:, 0] = table[0]
         return {
-            "weights": np.concatenate([_packed(dense, b) for b in blocks]),
-            "bias": bias.reshape(-1), "multiplier": table[1],
+            "weights": np.concatenate([dense.pack(b) for b in blocks]),
+            "bias": dense.start(table[0]), "multiplier": table[1],
         }  # fmt: skip
 
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
@@ -81,31 +85,9 @@ class DenseRow:
         return s.code()
 
 
-def _packed(dense: Dense, codes: Int8) -> Int8:
-    """The weights (channels, codes) of a block: by 64 codes, then what follows the loop."""
-    end = dense.looped
-    parts = [_read(dense, codes[:, i : i + 64]) for i in range(0, end, 64)]
-    pieces = []
-    for piece in dense.pieces:
-        some = codes[:, end + piece.start : end + piece.start + CHUNK].copy()
-        some[:, : piece.new] = 0
-        pieces.append(some[:, dense.first(piece) :] if dense.dotprod else some)
-    for i in range(0, len(pieces), 4):
-        parts.append(_read(dense, np.concatenate(pieces[i : i + 4], axis=1)))
-    return np.concatenate(parts)
-
-
-def _read(dense: Dense, codes: Int8) -> Int8:
-    """As the products of some codes read them: by four codes of four channels, or channel after channel."""
-    if not dense.dotprod:
-        return np.ascontiguousarray(codes).reshape(-1)
-    cut = codes.reshape(len(codes) // 4, 4, -1, 4)
-    return np.ascontiguousarray(cut.transpose(2, 0, 1, 3)).reshape(-1)
-
-
-for _isa in ("neon", "dotprod"):
+for _isa in FORMS:
     # Armv8.0 has rows that look 4-bit weights up while they multiply
-    for _format in FORMATS.values() if _isa != "neon" else (FORMATS["int8"],):
+    for _format in WEIGHTS.values() if _isa != "neon" else (WEIGHTS["int8"],):
         _row, _name = DenseRow(_isa, _format), f"linear_s8_{_format.short}_dense__{_isa}"
         _tags = {} if _format.bits == 8 else {"extra_flash": f"8/{_format.bits}"}
         KERNELS.add(

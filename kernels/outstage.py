@@ -9,6 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
+
 from xdeploy.lir.graph import Node
 from xdeploy.lir.ops import has_residual
 
@@ -25,6 +27,21 @@ def added_constant(node: Node) -> int:
     """
     a = node.attrs
     return int((a["add_const"] + a["out_zero"] * a["add_a"] + (1 << 31)) % (1 << 32) - (1 << 31))
+
+
+def scaled_range(node: Node) -> tuple[int, int]:
+    """The least and the greatest scaled sum, before its zero point, that any codes of the input could give."""
+    weights, zero = node.values.reshape(len(node.values), -1).astype(np.int64), int(node.attrs["in_zero"])
+    ends = [weights * (code - zero) for code in (-128, 127)]
+    sums = np.stack([np.minimum(*ends).sum(axis=1), np.maximum(*ends).sum(axis=1)]) + node.consts["bias"]
+    scaled = ((sums << int(node.attrs["shift"])) * node.consts["multiplier"].astype(np.int64) + (1 << 31)) >> 32
+    return int(scaled.min()), int(scaled.max())
+
+
+def fits_int16(node: Node) -> bool:
+    """Whether it is proven that scaled sums fit into int16."""
+    least, greatest = scaled_range(node)
+    return -(1 << 15) <= least <= greatest < 1 << 15
 
 
 class TileStage(ABC):
