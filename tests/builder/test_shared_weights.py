@@ -1,4 +1,4 @@
-"""A library of several feature levels stores the weights of convolutions and linear layers once, with all levels right."""
+"""A library of several feature levels stores convolutions' and linear weights once, with all levels right."""
 
 from __future__ import annotations
 
