@@ -57,6 +57,11 @@ _PRODUCT = TransformedProduct()
 class QuadWinogradRow(x86winograd.WinogradRow):
     """The row of one weight format."""
 
+    @property
+    def read(self) -> float:
+        """Those of the other row."""
+        return 1.0
+
     def packed(self, shape: Shape, node: Node) -> int:
         """Groups of 16 channels that the other row puts together; 0 where not all of its blocks are equal."""
         t = other("conv2d", self.format).tiling(shape, node)
