@@ -157,6 +157,27 @@ def test_convolutions_take_every_entry(level: str, tmp_path: Path) -> None:
     harness.check_level(batch, level, tmp_path)
 
 
+def test_winograd_rows_equal_the_reference(tmp_path: Path) -> None:
+    """With tiles at the image's edges, blocks of one group and several, all formats; weights as the other level's."""
+    batch = harness.Batch(harness.host_level("x86"), harness.host_image(1 << 24))
+    own = [
+        conv((8, 8), 16, 16, fmt="int4"),
+        conv((7, 5), 8, 32, fmt="c4s8", relu=True),
+        conv((6, 9), 24, 32, fmt="c3s8", residual=True),
+        conv((1, 1), 8, 16, fmt="int2"),
+        conv((12, 4), 32, 64, pads=(0, 1, 2, 0), fmt="c4s8"),
+        conv((4, 4), 128, 128, fmt="int3", pads=(2, 2, 2, 2)),
+        conv((4, 4), 64, 256, fmt="int4", residual=True, fill="low"),
+    ]
+    for case in own:
+        row = KERNELS[f"conv2d_s8_{case.node.format.short}_packedwinograd2x2__x86"]
+        assert row.applies(case.graph, case.node, batch.target), case.name
+        packed = [r.pack(case.graph, case.node)["weights"] for r in (row, KERNELS[row.tags["weights_of"]])]
+        assert (packed[0] == packed[1]).all()
+        batch.add(row, case)
+    harness.check_level(batch, "x86", tmp_path)
+
+
 @pytest.mark.parametrize("fmt", [f.name for f in SMALL])
 def test_levels_share_the_weights_of_convolutions(fmt: str) -> None:
     for channels, outs, side in ((16, 140, 2), (5, 33, 4), (64, 128, 5)):
@@ -243,9 +264,9 @@ def test_both_levels_of_a_library_hold_half_a_byte_for_a_weight(fmt: str) -> Non
     graph, host = stack(fmt, 256, 3, 4), harness.host_level("x86")
     program, further = bind_levels(bind(graph, host, "m"), graph, host, {})
     programs = [program, *(p for _, p in further)]
-    assert [{c.kernel for c in p.calls} for p in programs] == [
-        {f"conv2d_s8_{FORMATS[fmt].short}_packed__{level}"} for level in LEVELS
-    ]
+    named = f"conv2d_s8_{FORMATS[fmt].short}_packed__vnni"
+    assert {c.kernel for c in programs[1].calls} == {named}
+    assert {KERNELS[c.kernel].tags["weights_of"] for c in programs[0].calls} == {named}
     assert sum(p.weight_bytes for p in programs) < 0.52 * graph.weights
 
 
