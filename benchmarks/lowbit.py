@@ -1,9 +1,10 @@
 """Weights of 4 bits on x86-64, expanded in registers or when the library is built; writes results/lowbit.json.
 
-Linear networks of random weights, batch 1, one thread: int8, int4 and a codebook of 16 entries, the latter two with
-either kind of kernel, at both feature levels, each a library of its own. A C program calls them in turns with their
-weights in three states: resident (the same inference again and again), evicted (another 16 MiB were read between), and
-flushed (in memory only). Ratios are to int8 of the same level, formed within rounds. Outputs equal the reference.
+Linear and convolution networks of random weights, batch 1, one thread: int8, int4 and a codebook of 16 entries, the
+latter two with either kind of kernel, at both feature levels, each a library of its own. A C program calls them in
+turns with their weights in three states: resident (the same inference again and again), evicted (another 16 MiB were
+read between), and flushed (in memory only). Ratios are to int8 of the same level, formed within rounds. Outputs equal
+the reference.
 
 Run: python benchmarks/lowbit.py [--output DIR] [--only NAME ...] [--rounds N]
 Rows are written as they are finished; the others of an earlier run stay.
@@ -38,9 +39,13 @@ from xdeploy.target import load_target
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "lowbit.json"
 SCHEMA = "xdeploy.benchmark/1"
-NETWORKS = {
-    "MLP 735-512-512-256-256-128-128-12": (735, 512, 512, 256, 256, 128, 128, 12),
-    **{f"3 layers {n}-{n}": (n,) * 4 for n in (128, 512, 768, 1024)},  # around caches of 48 KiB and 2 MiB
+NETWORKS = {  # name -> (channels or features, pixels along a side of convolutions 3x3; 0: linear layers)
+    "MLP 735-512-512-256-256-128-128-12": ((735, 512, 512, 256, 256, 128, 128, 12), 0),
+    **{f"3 layers {n}-{n}": ((n,) * 4, 0) for n in (128, 512, 768, 1024)},  # around caches of 48 KiB and 2 MiB
+    **{
+        f"3 convolutions {n}-{n} at {side}x{side}": ((n,) * 4, side)
+        for n, side in ((64, 16), (128, 8), (256, 4), (256, 8), (512, 2), (512, 4))
+    },
 }
 TARGETS = {"x86": "x86-64-v3", "vnni": "x86-64-v4-vnni"}  # feature level of the rows -> target that has it alone
 FORMS = (("int8", "direct"), ("int4", "direct"), ("int4", "packed"), ("c4s8", "direct"), ("c4s8", "packed"))
@@ -58,13 +63,17 @@ class Built:
     weights: int  # bytes of constants
 
 
-def network(widths: tuple[int, ...], name: str, seed: int = 0) -> LoweredGraph:
-    """Linear layers of these widths with random weights of a format, outputs spread over the codes."""
+def network(widths: tuple[int, ...], name: str, side: int = 0, seed: int = 0) -> LoweredGraph:
+    """Layers of these widths with random weights of a format, outputs spread over the codes.
+
+    Linear ones; with a `side` convolutions 3x3 of images of so many pixels along either side, padded with codes of 0.
+    """
     rng, fmt, q = np.random.default_rng(seed), FORMATS[name], QParams(0.05, 0)
-    nodes, tensors = [], {"x0": Tensor((widths[0],), q)}
+    image, window = ((side, side), (3, 3)) if side else ((), ())
+    nodes, tensors = [], {"x0": Tensor((*image, widths[0]), q)}
     for k, (inputs, outputs) in enumerate(pairwise(widths)):
         low, high = (0, 1 << fmt.bits) if fmt.codebook else (-fmt.limit, fmt.limit + 1)
-        consts = {"codes": rng.integers(low, high, (outputs, inputs)).astype(np.int8)}
+        consts = {"codes": rng.integers(low, high, (outputs, *window, inputs)).astype(np.int8)}
         if fmt.codebook:
             consts["codebook"] = np.sort(rng.integers(-127, 128, 1 << fmt.bits)).astype(np.int8)
         values = fmt.values(consts["codes"], consts.get("codebook")).astype(np.float64)
@@ -72,10 +81,13 @@ def network(widths: tuple[int, ...], name: str, seed: int = 0) -> LoweredGraph:
         stage = requant(np.full(outputs, SPREAD / (size * np.sqrt((values**2).sum() / outputs))), 0)
         consts |= {"bias": np.zeros(outputs, np.int32), "multiplier": stage.multiplier}
         attrs = {"shift": stage.shift, "in_zero": 0, "out_zero": 0, "low": -128, "high": 127, "weight_format": name}
-        nodes.append(Node(f"layer{k}", "linear", (f"x{k}",), f"x{k + 1}", attrs, consts))
-        tensors[f"x{k + 1}"] = Tensor((outputs,), q)
+        if side:
+            attrs |= {"stride": (1, 1), "pads": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1}
+        nodes.append(Node(f"layer{k}", "conv2d" if side else "linear", (f"x{k}",), f"x{k + 1}", attrs, consts))
+        tensors[f"x{k + 1}"] = Tensor((*image, outputs), q)
     last = f"x{len(nodes)}"
-    graph = LoweredGraph(tuple(nodes), tensors, "x0", last, IoSpec("x0", widths[:1], last, widths[-1:]))
+    io = IoSpec("x0", tensors["x0"].shape, last, tensors[last].shape)
+    graph = LoweredGraph(tuple(nodes), tensors, "x0", last, io)
     ops.verify(graph)
     return graph
 
@@ -83,7 +95,7 @@ def network(widths: tuple[int, ...], name: str, seed: int = 0) -> LoweredGraph:
 def built(graph: LoweredGraph, form: tuple[str, str], level: str, folder: Path) -> Built:
     """The network as a library whose layers all have one kind of kernel, its outputs compared."""
     (name, kind), target = form, load_target(TARGETS[level])
-    row = f"linear_s8_{FORMATS[name].short}_{kind}__{level}"
+    row = f"{graph.nodes[0].op}_s8_{FORMATS[name].short}_{kind}__{level}"
     program = bind(graph, target, f"{name}_{kind}", choice=Choice({n.name: row for n in graph.nodes}))
     codes = np.random.default_rng(1).integers(-128, 128, (SAMPLES, *graph.tensors[graph.input].shape)).astype(np.int8)
     outputs = ops.run(graph, codes)[graph.output]
@@ -117,8 +129,9 @@ def spread(values: np.ndarray, unit: str, scale: float = 1.0) -> dict[str, Any]:
 
 def measured(name: str, level: str, output: Path, rounds: int) -> list[dict[str, Any]]:
     """Rows of one network at one feature level, int8 first."""
-    graphs = {fmt: network(NETWORKS[name], fmt) for fmt, _ in FORMS}
-    stem = output / level / "-".join(map(str, NETWORKS[name]))
+    widths, side = NETWORKS[name]
+    graphs = {fmt: network(widths, fmt, side) for fmt, _ in FORMS}
+    stem = output / level / "-".join(map(str, (*widths, *[f"{side}x{side}"] * (side > 0))))
     libraries = [built(graphs[form[0]], form, level, stem / "_".join(form)) for form in FORMS]
     times = called(libraries, rounds)
     return [

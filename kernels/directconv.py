@@ -3,7 +3,7 @@
 The image is copied once into the workspace with its padding around it (not at all where there is none and codes are
 read as they are), so a window is `kernel height` contiguous runs of codes, for every stride. Weights are packed at
 build time in the order they are read; those of other formats than int8 are expanded then, unless the product expands
-them while it multiplies (`packedlinear`). The tile is chosen per shape by counting instructions.
+them while it multiplies (`packed`). The tile is chosen per shape by counting instructions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .conv import Shape
 from .imagecopy import Copying, copy_cost, copy_image, opened, row_codes
 from .product import CHUNK, Product
 from .snippets import channel_consts
-from .tiling import ROLLED, Runs, Tiling, parts_of, tiling_of, together
+from .tiling import ROLLED, Runs, Tiling, Way, parts_of, tiling_of, together
 from .vectors import ramp
 
 _FLAT = 200  # multiplications: windows of fewer are written out whole
@@ -75,11 +75,11 @@ class DirectRow(Copying):
         return tiling_of(self.product, seen, Runs.of(seen, self.copied(shape)), output)
 
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
-        """Instructions of the tiling, and copying; for a linear layer also waiting for weights."""
+        """Instructions of the tiling, copying, and waiting for weights."""
         shape = Shape.of(graph, node)
         tiles = self.tiling(shape, node).cost
         copy = copy_cost(shape) if self.copied(shape) else 0.0
-        return tiles + copy + (waiting(graph, node, self.product) if self.op == "linear" else 0.0) + 30
+        return tiles + copy + self.product.waiting(graph, node) + 30
 
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
         """Weights by blocks in the order they are read; bias as accumulators begin; multipliers as the stage wants."""
@@ -126,16 +126,6 @@ class DirectRow(Copying):
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """Copy, then blocks of channels, rows, tiles."""
         return Writer(self, graph, node).code()
-
-
-def waiting(graph: LoweredGraph, node: Node, product: Product) -> float:
-    """Instructions that could run while the weights of a layer come from caches that are farther away.
-
-    Which caches is told by the weights of the whole network, as int8: every inference replaces what the next one begins
-    with.
-    """
-    wait = max((each for size, each in product.waits if graph.weights > size), default=0.0)
-    return wait * node.consts["codes"].size / product.fields
 
 
 class Writer:
@@ -185,10 +175,9 @@ class Writer:
 
     def block(self, o: str, groups: int, tiles: tuple[tuple[int, int], ...], channels: int) -> None:
         """All pixels of one block of channels."""
-        shape = self.shape
-        rows, width = (1, shape.pixels) if shape.pointwise else (shape.out_height, shape.out_width)
-        with self.source.block(f"for y in range({self.source.turns(rows)}):"):
-            self.row(o, groups, tiles, channels, width)
+        way = self.way
+        with self.source.block(f"for y in range({self.source.turns(way.rows)}):"):
+            self.row(o, groups, tiles, channels, way.width)
 
     def row(self, o: str, groups: int, tiles: tuple[tuple[int, int], ...], channels: int, width: int) -> None:
         """The pixels of row y."""
@@ -215,9 +204,26 @@ class Writer:
 
     def base(self, column: str) -> str:
         """Where the window of a pixel of row y begins."""
+        down, right = self.steps
+        if self.way.folded:
+            return f"{column} // {self.way.each} * {down}"
+        return f"y * {down} + {column} * {right}"
+
+    @property
+    def way(self) -> Way:
+        """How tiles go over the image."""
+        return self.tiling.way
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Codes from a window to the one below, and to the next one."""
         shape = self.shape
-        row = shape.stride[0] * row_codes(shape, self.copied)
-        return f"y * {row} + {column} * {shape.stride[1] * shape.channels}"
+        return shape.stride[0] * row_codes(shape, self.copied), shape.stride[1] * shape.channels
+
+    def beyond(self, pixel: int) -> int:
+        """Codes from the first window of a tile to that of a pixel."""
+        row, column = divmod(pixel, self.way.each) if self.way.folded else (0, pixel)
+        return row * self.steps[0] + column * self.steps[1]
 
     def _outputs(self, pixels: int, groups: int, o: str, pixel: str, channels: int) -> None:
         """Requantise and store a tile."""
@@ -291,14 +297,13 @@ class Writer:
 
     def _part(self, pixels: int, groups: int, codes: int, at: str, weights: str) -> None:
         at, weights = self.source.let(at), self.source.let(weights)
-        view, step = "P" if self.copied else "X", self.shape.stride[1] * self.shape.channels
-
+        view = "P" if self.copied else "X"
         bound: dict[tuple[int, int, int], str] = {}
 
         def x(*key: int) -> str:
             pixel, offset, lanes = key
             if (pixel, offset, lanes) not in bound:
-                index = ramp(f"{at} + {pixel * step + offset}", lanes)
+                index = ramp(f"{at} + {self.beyond(pixel) + offset}", lanes)
                 bound[pixel, offset, lanes] = self.stage.bind(f"{view}[{index}]")
             return bound[pixel, offset, lanes]
 

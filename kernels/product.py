@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from xdeploy.formats import Int8, Int32
-from xdeploy.lir.graph import Node
+from xdeploy.lir.graph import LoweredGraph, Node
 
 from .outstage import TileStage
 from .snippets import Source
@@ -39,9 +39,11 @@ class Product(ABC):
     vectors: int  # accumulators per pixel and group; a pair of pixels counts as two
     offset: int = 0  # what the copy of the image adds to codes
     most_pixels: int = 12  # of a tile
+    folds: bool = False  # whether a tile may be whole rows of the image
     exact: tuple[int, ...]  # codes at the end of a run that can be read without reading on
     fields: int = 1  # weights in a byte
-    waits: Waits = ()  # for weights, rising; empty: unknown
+    waits: Waits = ()  # for weights of linear layers, rising; empty: unknown
+    streams: Waits = ()  # for those of convolutions
 
     def rounded(self, codes: int) -> int:
         """Codes at the end of a run, padded to what this level multiplies."""
@@ -65,6 +67,16 @@ class Product(ABC):
 
     def declare(self, source: Source, node: Node) -> None:  # noqa: B027  most have nothing to declare
         """What a function holds from its beginning."""
+
+    def waiting(self, graph: LoweredGraph, node: Node) -> float:
+        """Instructions that could run while the weights of a layer come from caches that are farther away.
+
+        Which caches is told by the weights of the whole network, as int8: every inference replaces what the next one
+        begins with.
+        """
+        waits = self.waits if node.op == "linear" else self.streams
+        wait = max((each for size, each in waits if graph.weights > size), default=0.0)
+        return wait * node.consts["codes"].size / self.fields
 
     @abstractmethod
     def registers(self, node: Node) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 
 from .conv import Shape
 from .imagecopy import row_codes
@@ -39,8 +40,27 @@ class Runs:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """How tiles go over an image: along each of its `rows`, or `folded`, each over some whole rows of it."""
+
+    rows: int
+    width: int  # pixels that a line of tiles covers
+    folded: bool = False
+    each: int = 1  # pixels of which a tile takes a multiple
+
+
+def ways(product: Product, shape: Shape) -> list[Way]:
+    """All ways of a layer."""
+    if shape.pointwise:
+        return [Way(1, shape.pixels)]
+    plain = Way(shape.out_height, shape.out_width)
+    folds = product.folds and shape.out_height > 1
+    return [plain, Way(1, shape.pixels, True, shape.out_width)] if folds else [plain]
+
+
+@dataclass(frozen=True, slots=True)
 class Tiling:
-    """`blocks` of `groups` groups of channels, then one of `rest` groups; (pixels, count) along a row for either."""
+    """`blocks` of `groups` groups of channels, then one of `rest` groups; (pixels, count) of tiles for either."""
 
     groups: int
     blocks: int
@@ -48,6 +68,7 @@ class Tiling:
     pixels: tuple[tuple[int, int], ...]
     rest_pixels: tuple[tuple[int, int], ...]
     cost: float
+    way: Way
 
 
 def parts_of(product: Product, codes: int) -> list[int]:
@@ -70,31 +91,29 @@ def _window_cost(product: Product, runs: Runs, pixels: int, groups: int) -> floa
 
 
 def along(
-    product: Product, runs: Runs, width: int, groups: int, output: tuple[int, float]
+    product: Product, runs: Runs, way: Way, groups: int, output: tuple[int, float]
 ) -> tuple[tuple[tuple[int, int], ...], float]:
-    """The cheapest tiles along a row of `width` pixels, and their instructions."""
+    """The cheapest tiles of a line, and their instructions; none for infinitely many where no tile fits."""
     free, after = output[0], output[1] * groups
 
     def cost(pixels: int) -> float:
         outputs = pixels * groups * (1.0 + product.vectors * 0.5 + product.sum_cost()) + pixels * after
         return _window_cost(product, runs, pixels, groups) + outputs + 8
 
-    best: tuple[tuple[tuple[int, int], ...], float] | None = None
-    for pixels in range(1, min(width, product.most_pixels) + 1):
+    best: tuple[tuple[tuple[int, int], ...], float] = ((), inf)
+    for pixels in range(way.each, min(way.width, product.most_pixels) + 1, way.each):
         if product.fits(pixels, groups, free) or pixels == 1:
-            whole, rest = divmod(width, pixels)
+            whole, rest = divmod(way.width, pixels)
             tiles = ((pixels, whole),) + (((rest, 1),) if rest else ())
             total = sum(cost(p) * n for p, n in tiles)
-            if best is None or total < best[1]:
+            if total < best[1]:
                 best = (tiles, total)
-    assert best is not None, "a tile of one pixel fits"
     return best
 
 
 @cache
 def tiling_of(product: Product, shape: Shape, runs: Runs, output: tuple[int, float]) -> Tiling:
     """The cheapest tiling of a layer, for an output stage that leaves so many registers and costs so much a group."""
-    rows, width = (1, shape.pixels) if shape.pointwise else (shape.out_height, shape.out_width)
     total = -(-shape.out_channels // product.lanes)
     found: list[Tiling] = []
     for groups in (q for q in _GROUPS if q <= total and product.fits(1, q, output[0])):
@@ -103,12 +122,9 @@ def tiling_of(product: Product, shape: Shape, runs: Runs, output: tuple[int, flo
             continue
         if not rest and shape.out_channels % product.lanes:  # only the last block is not full
             blocks, rest = blocks - 1, groups
-        tiles, cost = along(product, runs, width, groups, output)
-        rest_tiles: tuple[tuple[int, int], ...] = ()
-        if rest:
-            rest_tiles, more = along(product, runs, width, rest, output)
-            cost = cost * blocks + more
-        else:
-            cost *= blocks
-        found.append(Tiling(groups, blocks, rest, tiles, rest_tiles, rows * (cost + 6)))
+        for way in ways(product, shape):
+            tiles, cost = along(product, runs, way, groups, output)
+            rest_tiles, more = along(product, runs, way, rest, output) if rest else ((), 0.0)
+            all_of = (cost * blocks if blocks else 0.0) + more
+            found.append(Tiling(groups, blocks, rest, tiles, rest_tiles, way.rows * (all_of + 6), way))
     return min(found, key=lambda t: t.cost)

@@ -25,6 +25,7 @@ _REGISTERS = 16
 # Beyond the first cache of 32 or 48 KiB, and beyond a second of 1 MiB (2 MiB in newer cores). Fitted to what
 # benchmarks/lowbit.py measures on all sides of them: time by bytes, as instructions that would take as long.
 WAITS = ((64 << 10, 0.05), (1 << 20, 0.25))
+STREAMS = ((1 << 20, 0.5),)  # the same of convolutions, which have more to do meanwhile, but hardly wait before that
 _PACKED = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15]  # lane of two vectors at each place of `vpackssdw`
 
 
@@ -63,7 +64,11 @@ class BroadcastProduct(Product):
         return bias.reshape(-1, self.lanes)
 
     def clear(self, s: Source, pixels: int, groups: int, at: str) -> None:
-        """A copy of the bias for each pixel."""
+        """A copy of the bias for each pixel; zeros where it comes late."""
+        if self.late:
+            for index in range(self.accumulators(pixels, groups)):
+                s(f"{acc(index, self.lanes)} = T.broadcast(0, {self.lanes})")
+            return
         for v in range(groups):
             for p in range(pixels):
                 s(f"{self.sum(p, v, groups)} = B[{ramp(f'{at} + {v * self.lanes}', self.lanes)}]")
@@ -76,7 +81,7 @@ class BroadcastProduct(Product):
 class PairProduct(BroadcastProduct):
     """`vpmaddwd`: a pair of codes of one pixel by eight channels."""
 
-    isa, lanes, dtype, waits = "x86", LANES, "int16", WAITS
+    isa, lanes, dtype, waits, streams = "x86", LANES, "int16", WAITS, STREAMS
     chunk = unit = 2  # more at a time, and LLVM would add products first, and run out of registers
 
     def order(self, groups: int) -> list[int]:

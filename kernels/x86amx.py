@@ -107,13 +107,13 @@ class TileRow(directconv.DirectRow):
     """One row: a weight format."""
 
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
-        """Multiplications of tiles, the output stage, copying, setting shapes."""
+        """Multiplications of tiles, the output stage, copying, waiting for weights, setting shapes."""
         shape = Shape.of(graph, node)
         runs = Runs.of(shape, True)
         cut, groups = Cut.of(shape, runs), -(-shape.out_channels // LANES)
         multiplied = cut.tiles * groups * runs.count * cut.chunks * _MULTIPLY
         after = shape.pixels * groups * (2.0 + self.product.after(node))
-        return multiplied + after + copy_cost(shape) + _CONFIGURE
+        return multiplied + after + copy_cost(shape) + self.product.waiting(graph, node) + _CONFIGURE
 
     def workspace(self, graph: LoweredGraph, node: Node) -> int:
         """The padded image, and a step's sums."""

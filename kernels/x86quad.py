@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import product as product_of
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,11 @@ from xdeploy.target import Target
 
 from . import x86vnni
 from .conv import Shape
-from .directconv import DirectRow, Writer, waiting
+from .directconv import DirectRow, Writer
 from .imagecopy import copy_cost
 from .product import CHUNK, Bind, Codes
 from .snippets import Source, channel_consts
-from .tiling import Runs, Tiling, along
+from .tiling import Runs, Tiling, Way, along, ways
 from .vectors import as_type, ramp
 from .x86 import LANES, PairProduct, acc, intrinsic
 
@@ -39,7 +40,7 @@ class QuadProduct(PairProduct):
     """Four codes of one pixel by four channels; `packed` groups of 16 channels stand together in a block."""
 
     chunk = unit = _QUAD
-    vectors, late = 2, True
+    vectors, late, folds = 2, True, True
 
     def __init__(self, packed: int = 1) -> None:
         self.packed = packed
@@ -77,11 +78,6 @@ class QuadProduct(PairProduct):
         """Three that take as long as seven, and the bias."""
         return 8.0
 
-    def clear(self, s: Source, pixels: int, groups: int, at: str) -> None:
-        """Zeros."""
-        for index in range(self.accumulators(pixels, groups)):
-            s(f"{acc(index)} = T.broadcast(0, {LANES})")
-
     def sum(self, pixel: int, group: int, groups: int) -> str:
         """Eight channels."""
         first = 2 * (pixel * groups + group)
@@ -94,28 +90,34 @@ class QuadProduct(PairProduct):
         first = self.place(0)
         steps = [self.place(quad) - first for quad in range(2 * groups)]
 
-        def weights(quad: int) -> str:
-            return bind(f'T.cast(W[{ramp(f"{w} + {steps[quad]}", CHUNK)}], "int16x16")')
+        def weights(quad: int) -> list[str]:
+            return [bind(f'T.cast({part}, "int16x16")') for part in self.expanded(bind, f"{w} + {steps[quad]}")]
 
-        def four(pixel: int) -> str:
-            return bind(as_type("int16x16", f"T.broadcast({as_type('int64', x(pixel, 0, _QUAD))}, {_QUAD})"))
+        def values(pixel: int) -> list[str]:
+            words = [as_type("int64", x(pixel, at, _QUAD)) for at in range(0, self.unit, _QUAD)]
+            return [bind(as_type("int16x16", f"T.broadcast({word}, {_QUAD})")) for word in words]
 
-        def add(pixel: int, quad: int, value: str, weight: str) -> None:
+        def add(pixel: int, quad: int, value: list[str], weight: list[str]) -> None:
             a = acc(2 * groups * pixel + quad)
-            s(f"{a} = {a} + {intrinsic('int32x8', 'x86.avx2.pmadd.wd', value, weight)}")
+            for one in zip(value, weight, strict=True):
+                s(f"{a} = {a} + {intrinsic('int32x8', 'x86.avx2.pmadd.wd', *one)}")
 
         if pixels < len(steps):
-            values = [four(pixel) for pixel in range(pixels)]
+            tile = [values(pixel) for pixel in range(pixels)]
             for quad in range(len(steps)):
                 weight = weights(quad)
-                for pixel in range(pixels):
-                    add(pixel, quad, values[pixel], weight)
+                for pixel, value in enumerate(tile):
+                    add(pixel, quad, value, weight)
             return
         quads = [weights(quad) for quad in range(len(steps))]
         for pixel in range(pixels):
-            value = four(pixel)
+            value = values(pixel)
             for quad, weight in enumerate(quads):
                 add(pixel, quad, value, weight)
+
+    def expanded(self, bind: Bind, at: str) -> list[str]:
+        """int8 weights of a quad, for each four codes of a unit."""
+        return [f"W[{ramp(at, CHUNK)}]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,7 @@ class Piece:
     channels: int  # of a tile; the last group may not be whole
     pixels: tuple[tuple[int, int], ...]
     cost: float
+    way: Way
 
 
 def other(op: str, fmt: WeightFormat) -> DirectRow:
@@ -146,6 +149,10 @@ class QuadRow(DirectRow):
     def theirs(self) -> DirectRow:
         """The row whose weights are read."""
         return other(self.op, self.format)
+
+    def reader(self, packed: int) -> QuadProduct:
+        """What multiplies weights of which `packed` groups of 16 channels stand together."""
+        return PRODUCTS[packed]
 
     def applies(self, graph: LoweredGraph, node: Node, target: Target) -> bool:
         """This format, no groups; with a residual whole groups of 16 channels."""
@@ -167,27 +174,26 @@ class QuadRow(DirectRow):
 
     def _pieces(self, shape: Shape, node: Node, packed: int, blocks: tuple[int, int], channels: int) -> list[Piece]:
         """The cheapest tiles for blocks (first, number) of `packed` groups of 16 channels, `channels` in use."""
-        product, runs = PRODUCTS[packed], Runs.of(shape, True)
-        rows, width = (1, shape.pixels) if shape.pointwise else (shape.out_height, shape.out_width)
+        product, runs = self.reader(packed), Runs.of(shape, True)
         output = (product.registers(node), product.after(node))
 
-        def piece(groups: int, start: int, count: int, some: int) -> Piece:
-            pixels, cost = along(product, runs, width, groups, output)
-            return Piece(product, *blocks, start, count, groups, some, pixels, rows * (cost + 6) * count * blocks[1])
+        def piece(way: Way, groups: int, start: int, count: int, some: int) -> Piece:
+            pixels, cost = along(product, runs, way, groups, output)
+            cost = way.rows * (cost + 6) * count * blocks[1]
+            return Piece(product, *blocks, start, count, groups, some, pixels, cost, way)
 
         choices = []
-        for groups in (g for g in _GROUPS if 2 * packed % g == 0):
+        for way, groups in product_of(ways(product, shape), (g for g in _GROUPS if 2 * packed % g == 0)):
             count, rest = divmod(channels, groups * LANES)
-            cut = [piece(groups, 0, count, groups * LANES)] if count else []
-            cut += [piece(-(-rest // LANES), channels - rest, 1, rest)] if rest else []
+            cut = [piece(way, groups, 0, count, groups * LANES)] if count else []
+            cut += [piece(way, -(-rest // LANES), channels - rest, 1, rest)] if rest else []
             choices.append(cut)
         return min(choices, key=lambda cut: sum(p.cost for p in cut))
 
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
-        """Instructions of the tiles, and copying; for a linear layer also waiting for weights."""
+        """Instructions of the tiles, copying, and waiting for weights."""
         shape = Shape.of(graph, node)
-        wait = waiting(graph, node, self.product) if self.op == "linear" else 0.0
-        return sum(p.cost for p in self.pieces(shape, node)) + copy_cost(shape) + wait + 30
+        return sum(p.cost for p in self.pieces(shape, node)) + copy_cost(shape) + self.product.waiting(graph, node) + 30
 
     def pack(self, graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
         """The other row's weights; bias and multipliers in this one's order."""
@@ -197,7 +203,7 @@ class QuadRow(DirectRow):
         table = np.zeros((2, groups * LANES), np.int32)
         table[:, : len(consts["bias"])] = consts["bias"], self.product.multipliers(node, consts["multiplier"])
         bias, multiplier = (np.ascontiguousarray(row) for row in table[:, order])
-        return {"weights": weights, "bias": bias, "multiplier": multiplier}
+        return {"weights": weights, "bias": bias, "multiplier": multiplier, **self.product.constants(node)}
 
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """Copy, then blocks of channels, the tiles of a block, rows, pixels."""
@@ -236,7 +242,12 @@ class _Writer(Writer):
         first = s.let(f"{block} * {self.before} + {piece.start} + {tile} * {piece.groups * LANES}")
         each = sum(self.parts) * self.runs.count * self.before
         quad = s.let(f"{piece.start // _QUAD} + {tile} * {2 * piece.groups}")
-        self.at = (first, s.let(f"{block} * {each} + {piece.product.byte(quad)}"))
+        self.at = (first, s.let(f"{block} * {each // piece.product.fields} + {piece.product.byte(quad)}"))
+
+    @property
+    def way(self) -> Way:
+        """That of the piece."""
+        return self.piece.way
 
     @property
     def before(self) -> int:

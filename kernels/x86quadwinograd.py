@@ -6,7 +6,7 @@ into the workspace: a few instructions for each weight, which then meets every t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,14 @@ from xdeploy.target import Target
 
 from . import x86vnni, x86winograd
 from .conv import Shape
+from .directconv import DirectRow
 from .imagecopy import copy_image
 from .product import CHUNK, Bind
 from .snippets import channel_consts
 from .vectors import as_type, ramp, shuffle
 from .winogradasm import PLACES
 from .x86 import LANES, WidePairProduct
-from .x86quad import PRODUCTS, other
+from .x86quad import PRODUCTS, QuadProduct, other
 from .x86winograd import Tiles, Writer, behind, padded, register
 
 _BLOCK = 64 << 10  # bytes of transformed weights at a time, more only where one group of 16 channels has more
@@ -57,16 +58,30 @@ _PRODUCT = TransformedProduct()
 class QuadWinogradRow(x86winograd.WinogradRow):
     """The row of one weight format."""
 
+    @property
+    def theirs(self) -> DirectRow:
+        """The row whose weights are read."""
+        return other("conv2d", self.format)
+
+    def reader(self, count: int) -> QuadProduct:
+        """What knows the places of weights of which `count` groups of 16 channels stand together."""
+        return PRODUCTS[count]
+
+    @property
+    def read(self) -> float:
+        """Those of the other row."""
+        return 1 / self.theirs.product.fields
+
     def packed(self, shape: Shape, node: Node) -> int:
         """Groups of 16 channels that the other row puts together; 0 where not all of its blocks are equal."""
-        t = other("conv2d", self.format).tiling(shape, node)
+        t = self.theirs.tiling(shape, node)
         return 0 if t.blocks and t.rest else t.groups if t.blocks else t.rest
 
     def applies(self, graph: LoweredGraph, node: Node, target: Target) -> bool:
         """3x3, stride 1, no dilation or groups, inputs in multiples of 8, outputs of 16, sums proven."""
         if node.format != self.format or graph.tensors[node.output].shape[-1] % x86vnni.LANES:
             return False
-        fits = x86winograd.WinogradRow.applies(self, graph, node, target)
+        fits = x86winograd.WinogradRow.applies(self, graph, node, target) and self.theirs.applies(graph, node, target)
         return fits and self.packed(Shape.of(graph, node), node) > 0
 
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
@@ -88,14 +103,15 @@ class QuadWinogradRow(x86winograd.WinogradRow):
         """The other row's weights; four times the bias; multipliers."""
         consts, order = channel_consts(node), _PRODUCT.order(x86winograd.groups_of(Shape.of(graph, node)))
         return {
-            "weights": other("conv2d", self.format).pack(graph, node)["weights"],
+            "weights": self.theirs.pack(graph, node)["weights"],
             "bias": np.ascontiguousarray(consts["bias"][order] * 4),
             "multiplier": np.ascontiguousarray(consts["multiplier"][order]),
+            **self.reader(1).constants(node),
         }
 
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """Copy, then blocks of channels, strip by strip."""
-        return _Writer(graph, node, self.packed(Shape.of(graph, node), node)).code()
+        return _Writer(graph, node, self.reader(self.packed(Shape.of(graph, node), node))).code()
 
 
 def each_of(shape: Shape) -> int:
@@ -112,12 +128,13 @@ def weights_at(shape: Shape, groups: int) -> int:
 class _Writer(Writer):
     """Writes one function of a QuadWinogradRow."""
 
-    def __init__(self, graph: LoweredGraph, node: Node, packed: int) -> None:
+    def __init__(self, graph: LoweredGraph, node: Node, theirs: QuadProduct) -> None:
         shape = Shape.of(graph, node)
-        self.each, self.theirs = each_of(shape), PRODUCTS[packed]
+        self.each, self.theirs = each_of(shape), theirs
         self.first = weights_at(shape, 2 * self.each) // 2
         super().__init__(graph, node, "int8", TransformedProduct(self.first), 2 * self.each, _ODD)
         self.source.view("U", "P", "int16")
+        theirs.declare(self.source, node)
 
     def code(self) -> Code:
         """The whole function."""
@@ -140,31 +157,38 @@ class _Writer(Writer):
         return f"block * {self.wide} + {local}"
 
     def _transform_weights(self) -> None:
-        """(2G) g (2G)^T of a block: eight output channels by four input channels at a time."""
+        """(2G) g (2G)^T of a block: eight output channels by four input channels at a time, of a unit in turns."""
         s, c, product = self.source, self.shape.channels, self.theirs
-        wide = product.packed * x86vnni.LANES  # bytes of weights of one code
+        wide, unit = product.packed * x86vnni.LANES, product.unit  # weights of one code, and codes
         step = product.place(2) - product.place(0)
         with (
-            s.block(f"for j in range({s.turns(c // _UNIT)}):"),
+            s.block(f"for j in range({s.turns(c // unit)}):"),
             s.block(f"for i in range({s.turns(self.each)}):"),
             s.block(f"for m in range({s.turns(2)}):"),
         ):
             group = s.let(f"block * {self.each} + i")
             inner = product.byte(f"(T.bitwise_and({group}, {product.packed - 1}) * {LANES // 2})")
-            start = f"T.shift_right({group}, {product.packed.bit_length() - 1}) * {9 * c * wide}"
-            base = s.let(f"{start} + {inner} + m * {step} + j * {_UNIT * wide}")
+            start = f"T.shift_right({group}, {product.packed.bit_length() - 1}) * {9 * c * wide // product.fields}"
+            base = s.let(f"{start} + {inner} + m * {step} + j * {unit * wide // product.fields}")
             quads = [f"{base} + {product.place(q) - product.place(0)}" for q in (0, 1)]
-            to = s.let(f"{self.first} + i * {2 * LANES * c} + j * {2 * _UNIT * LANES} + m * {CHUNK}")
-            taps = [[self._tap(f"{quad} + {k * c * wide}") for quad in quads] for k in range(9)]
-            for half in (0, 1):
-                lanes = [start + half for start in (0, 2, 8, 10, 4, 6, 12, 14)]
-                values = self._transformed([as_type("int16x16", shuffle(pair, lanes)) for pair in taps])
-                for place, value in enumerate(values):
-                    s(f"U[{ramp(f'{to} + {place * self.weights + half * 2 * CHUNK}', CHUNK)}] = {value}")
+            to = s.let(f"{self.first} + i * {2 * LANES * c} + j * {2 * unit * LANES} + m * {CHUNK}")
+            for part in range(unit // _UNIT):
+                self._transform_part(part, quads, f"{to} + {part * 2 * _UNIT * LANES}")
 
-    def _tap(self, at: str) -> str:
+    def _transform_part(self, part: int, quads: Sequence[str], to: str) -> None:
+        """Four input channels of a unit, those of number `part`."""
+        tap = self.shape.channels * self.theirs.packed * x86vnni.LANES // self.theirs.fields  # bytes
+        taps = [[self._tap(f"{quad} + {k * tap}", part) for quad in quads] for k in range(9)]
+        for half in (0, 1):
+            lanes = [start + half for start in (0, 2, 8, 10, 4, 6, 12, 14)]
+            values = self._transformed([as_type("int16x16", shuffle(pair, lanes)) for pair in taps])
+            for place, value in enumerate(values):
+                self.source(f"U[{ramp(f'{to} + {place * self.weights + half * 2 * CHUNK}', CHUNK)}] = {value}")
+
+    def _tap(self, at: str, part: int) -> str:
         """Weights of four channels by four of one tap, as pairs."""
-        return self.stage.bind(as_type("int32x8", f'T.cast(W[{ramp(at, CHUNK)}], "int16x16")'))
+        bind = self.stage.bind
+        return bind(as_type("int32x8", f'T.cast({self.theirs.expanded(bind, at)[part]}, "int16x16")'))
 
     def _transformed(self, taps: list[str]) -> list[str]:
         """The 16 values of nine taps."""

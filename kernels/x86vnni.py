@@ -16,7 +16,7 @@ from .outstage import TileStage, added_constant
 from .product import Bind, Codes, Product
 from .snippets import Source
 from .vectors import as_type, ramp, shuffle
-from .x86 import WAITS, BroadcastProduct, intrinsic
+from .x86 import STREAMS, WAITS, BroadcastProduct, intrinsic
 
 LANES = 16  # output channels that one requantised vector holds
 UNIT = 4  # codes that one lane multiplies at a time
@@ -30,9 +30,9 @@ _UPPER = [lane + LANES * second for lane in range(1, LANES, 2) for second in (0,
 class ByteProduct(BroadcastProduct):
     """`vpdpbusd`: four codes of one pixel by 16 channels."""
 
-    isa, lanes, dtype, waits = "vnni", LANES, "uint8", WAITS
+    isa, lanes, dtype, waits, streams = "vnni", LANES, "uint8", WAITS, STREAMS
     chunk = unit = UNIT
-    offset, most_pixels = OFFSET, 24
+    offset, most_pixels, folds = OFFSET, 24, True
 
     def registers(self, node: Node) -> int:
         """All: the output stage begins when the sums are done."""

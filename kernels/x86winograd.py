@@ -73,6 +73,11 @@ class WinogradRow(WideCopying):
 
     format: WeightFormat
 
+    @property
+    def read(self) -> float:
+        """Bytes of weights that come from farther caches, by those of int8."""
+        return 32 / 9
+
     def applies(self, graph: LoweredGraph, node: Node, target: Target) -> bool:
         """3x3, stride 1, no dilation or groups, channels in multiples of 8, sums proven."""
         if node.format != self.format:
@@ -82,7 +87,7 @@ class WinogradRow(WideCopying):
         return plain and shape.channels % LANES == 0 == shape.out_channels % LANES and exact(node)
 
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
-        """Transforms, products and inverse transforms of all tiles; weights are read once per strip."""
+        """Transforms, products and inverse transforms of all tiles; weights are read once per strip, and waited for."""
         shape, tiles = Shape.of(graph, node), Tiles.of(Shape.of(graph, node))
         groups, strips = groups_of(shape), tiles.rows // tiles.strip
         product = sum(
@@ -93,7 +98,8 @@ class WinogradRow(WideCopying):
         inverse = groups * (44.0 + 4 * _PRODUCT.after(node))
         each = shape.channels / 16 * 66 + inverse + 12
         weights = PLACES * shape.channels * groups * LANES * 2 / _STREAMED
-        return strips * (PLACES * product + weights + tiles.count * each) + copy_cost(padded(shape))
+        wait = self.read * _PRODUCT.waiting(graph, node)
+        return strips * (PLACES * product + weights + tiles.count * each) + copy_cost(padded(shape)) + wait
 
     def workspace(self, graph: LoweredGraph, node: Node) -> int:
         """The padded image, and of one strip the transformed tiles and their sums."""

@@ -39,6 +39,10 @@ DIRECT = [
     conv((6, 6), 3, 8, dilation=(1, 2), pads=(1, 2, 1, 2)),
     conv((1, 1), 64, 8, (1, 1), pads=NONE, fmt="c4s8"),
     conv((3, 29), 16, 16, in_zero=127),
+    conv((2, 2), 24, 140, relu=True),  # tiles of whole rows, as below
+    conv((4, 4), 16, 64, residual=True),
+    conv((9, 5), 8, 64, stride=(2, 2), fmt="int4"),
+    conv((7, 1), 16, 48, dilation=(2, 1), pads=(2, 1, 2, 1)),
     conv((6, 5), 7, 140, (2, 2), pads=(0, 1, 1, 0), fmt="int4"),
     scaled(conv((4, 7), 16, 16), 700.0),
     scaled(conv((4, 7), 4, 16, residual=True), 700.0),

@@ -41,6 +41,8 @@ QUAD = [
     conv((3, 5), 5, 112, residual=True, fill="low"),
     conv((6, 6), 3, 8, dilation=(1, 2), pads=(1, 2, 1, 2)),
     conv((2, 2), 64, 128, in_zero=127, residual=True),
+    conv((4, 1), 16, 33, dilation=(2, 1), pads=(2, 1, 2, 1)),
+    conv((7, 4), 8, 16, stride=(2, 2), fmt="c4s8"),
     conv((6, 5), 7, 140, (2, 2), pads=(0, 1, 1, 0), fmt="int4"),
     conv((8, 3), 6, 23, (1, 1), pads=NONE, fmt="int2", relu=True),
     conv((3, 29), 1, 57, (5, 1), pads=(2, 0, 2, 0), fmt="c3s8"),

@@ -1,0 +1,82 @@
+"""Convolution and linear rows for x86-64 whose weights of up to 4 bits stay two in a byte, expanded as they multiply.
+
+They are the direct rows with another product (`nibbles`): the same tiles, output stages and orders of channels. With
+AVX2 convolutions read what AVX512-VNNI packs, as in `x86quad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xdeploy.formats import FORMATS, WeightFormat
+from xdeploy.kernel import KERNELS, Code, Kernel
+from xdeploy.lir.graph import LoweredGraph, Node
+from xdeploy.target import Target
+
+from . import directconv, nibbles
+from .conv import Shape
+from .product import CHUNK
+from .tiling import Runs
+from .vectors import ramp
+
+_BOOKS = {"x86": nibbles.NibblePairProduct(), "vnni": nibbles.NibbleByteProduct()}
+_UNIFORM = {"x86": nibbles.SmallNibblePairProduct(), "vnni": nibbles.ShiftedByteProduct()}
+
+
+def product_of(isa: str, fmt: WeightFormat) -> nibbles.NibbleProduct:
+    """What multiplies weights of a format at a feature level."""
+    return (_BOOKS if fmt.codebook else _UNIFORM)[isa]
+
+
+def growth(fmt: WeightFormat) -> dict[str, str]:
+    """The tag of rows whose weights take 4 bits each."""
+    return {} if fmt.bits == nibbles.BITS else {"extra_flash": f"{nibbles.BITS}/{fmt.bits}"}
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRow(directconv.DirectRow):
+    """One row: an operation, a feature level, a weight format."""
+
+    product: nibbles.NibbleProduct
+
+    def applies(self, graph: LoweredGraph, node: Node, target: Target) -> bool:
+        """This format, no groups, exact sums; with a residual whole groups of channels; a 0 where windows need one."""
+        fits = directconv.DirectRow.applies(self, graph, node, target) and self.product.takes(node)
+        return fits and (node.op == "linear" or self._padded(graph, node))
+
+    def _padded(self, graph: LoweredGraph, node: Node) -> bool:
+        """Whether what follows the runs of a window meets weights of 0, or nothing."""
+        whole = Runs.of(Shape.of(graph, node), True).codes % self.product.unit == 0
+        return whole or int(nibbles.table_of(node)[self.product.blank(node)]) == 0
+
+    def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
+        """Copy, then blocks of channels."""
+        return _Writer(self, graph, node).code()
+
+
+class _Writer(directconv.Writer):
+    """Writes one function of a PackedRow."""
+
+    def copy(self) -> None:
+        """Copy the input; of a linear layer zeros behind it, so that it does not matter which weight they meet."""
+        directconv.Writer.copy(self)
+        if self.shape.pixels == 1 and self.shape.pointwise:
+            zeros = f'T.broadcast(T.cast(0, "{self.product.dtype}"), {CHUNK})'
+            self.source(f"P[{ramp(str(self.shape.channels), CHUNK)}] = {zeros}")
+
+
+def _rows() -> Iterator[tuple[str, Kernel]]:
+    for fmt in FORMATS.values():
+        if fmt.bits > nibbles.BITS:
+            continue
+        for op, isa in (("conv2d", "vnni"), ("linear", "vnni"), ("linear", "x86")):
+            row, name = PackedRow(op, product_of(isa, fmt), fmt), f"{op}_s8_{fmt.short}_packed__{isa}"
+            yield name, Kernel(
+                name, op, fmt.short, isa, row.applies, row.cost, row.workspace, row.pack, row.emit,
+                in_place=row.in_place, tags=growth(fmt), notes="weights of 4 bits, expanded in registers",
+            )  # fmt: skip
+
+
+for _name, _kernel in _rows():
+    KERNELS.add(_name, _kernel)
