@@ -313,7 +313,7 @@ class LayerCount:
 class Measurement:
     """What one runner told about one artifact. `quantities` maps flash, ram, stack, ... to quantity dicts.
 
-    tells: what this runner can tell, and what it cannot and why.
+    tells: what this runner can tell, what it cannot and why, and the feature level that ran, where it is a further one.
     """
 
     target: str

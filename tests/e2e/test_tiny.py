@@ -13,12 +13,14 @@ from torch import nn
 from tests.conftest import seed
 from xdeploy.compress.fakequant import FakeQuantModule
 from xdeploy.compress.model import CompressedModel
+from xdeploy.files import read_json
 from xdeploy.handover import GoldenIo
 from xdeploy.lir import ops
 from xdeploy.lir.graph import LoweredGraph
 from xdeploy.pipeline import RunResult, run, run_inputs
 from xdeploy.recipe import Recipe
 from xdeploy.request import Request, Silent
+from xdeploy.target import load_target
 
 TARGETS = ("x86-64", "cortex-a72", "cortex-m4")
 
@@ -98,6 +100,20 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_every_target_is_bit_exact(built: RunResult) -> None:
     assert built.report is not None
     assert {n: t["verdict"] for n, t in built.report["targets"].items()} == dict.fromkeys(TARGETS, "bit-exact")
+
+
+def test_the_report_names_what_was_measured(built: RunResult) -> None:
+    """The instruction set and kernels of the level that ran here, where a library has several."""
+    assert built.report is not None
+    target = load_target("x86-64")
+    here = [target, *(target.at(level) for level in target.levels_here())][-1]
+    assert built.report["targets"]["x86-64"]["isa"] == here.isa
+    ran = read_json(built.folder / "x86-64" / "bench.json", "xdeploy.bench/1")["tells"].get("level", "")
+    path = built.artifacts["x86-64"].manifest["levels"][ran]["program"] if ran else "program.json"
+    nodes = read_json(built.folder / "x86-64" / path, "xdeploy.program/1")["nodes"]
+    told = {x["origin"]: x["targets"]["x86-64"]["kernel"] for x in built.report["layers"]}
+    assert all(told[n["name"]] == n["kernel"] for n in nodes if n["name"] in told)
+    assert (ran != "") == (here.isa != target.isa)
 
 
 def test_fake_quant_is_what_the_codes_say(built: RunResult) -> None:

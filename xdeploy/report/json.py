@@ -130,8 +130,11 @@ def _target(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / "manifest.json", "xdeploy.manifest/1")
     program = read_json(folder / "program.json", "xdeploy.program/1")
     bench = Measurement.load(folder / "bench.json")
+    level = manifest.get("levels", {}).get(bench.tells.get("level", ""), {})  # the one that was measured
+    ran = read_json(folder / level["program"], "xdeploy.program/1") if level else program
     summary: dict[str, Any] = {
-        "isa": manifest["isa"], "runner": bench.runner, "verdict": bench.verdict, "reason": bench.reason,
+        "isa": level.get("isa", manifest["isa"]), "runner": bench.runner, "verdict": bench.verdict,
+        "reason": bench.reason,
     }  # fmt: skip
     for key in _BENCH_QUANTITIES:
         summary[key] = bench.quantities.get(key)
@@ -150,7 +153,7 @@ def _target(folder: Path) -> dict[str, Any]:
         for key in _MODELLED:
             if getattr(row, key) is not None:
                 model[key] = model.get(key, 0.0) + getattr(row, key)
-    for node in program["nodes"]:
+    for node in ran["nodes"]:
         names = kernels.get(origin(node["name"]), "").split(" and ")
         if node["op"] != "stack" and node["kernel"] not in names:
             kernels[origin(node["name"])] = " and ".join([*filter(None, names), node["kernel"]])
