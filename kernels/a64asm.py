@@ -8,10 +8,47 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xdeploy.lir.graph import Node
+
+from .outstage import fits_int16
+from .snippets import Source
 
 CHUNK, W = 16, 4  # codes of a vector; first register of weights, which alternate between two sets of four
 LOADED = 4  # vectors of one ld1
 _SAVED = ("v8.1d, v9.1d, v10.1d, v11.1d", "v12.1d, v13.1d, v14.1d, v15.1d")  # for the caller
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What becomes of sums. shift, low, high: as the node's.
+
+    lowest: the zero point is -128 and so is `low`; saturating to uint8 is then the clamp, and less work.
+    small: scaled sums are proven to fit into int16.
+    """
+
+    shift: int
+    low: int
+    high: int
+    lowest: bool
+    small: bool
+
+    @staticmethod
+    def of(node: Node) -> Outputs:
+        """Those of a node."""
+        shift, low, high, zero = (int(node.attrs[k]) for k in ("shift", "low", "high", "out_zero"))
+        return Outputs(shift, low, high, low == zero == -128, fits_int16(node))
+
+
+def called() -> Source:
+    """The function that calls: codes X, weights W, bias B, multipliers M, outputs Y."""
+    s = Source()
+    s.input(0, "X")
+    for name, key, dtype in (("W", "weights", "int8"), ("B", "bias", "int32"), ("M", "multiplier", "int32")):
+        s.const(name, key, dtype)
+    s.output("Y")
+    return s
 
 
 def function(stem: str, types: str, lines: list[str]) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from xdeploy.formats import Int8, Int32
 
-from .a64asm import LOADED, W, bounded, entered, function, left, load, narrowed, offset, scaled, store
+from .a64asm import LOADED, Outputs, W, bounded, entered, function, left, load, narrowed, offset, scaled, store
 
 X, PRODUCTS, _ZERO, ACC = 0, 12, 15, 16  # first vector registers
 # x, weights, bias, multipliers, y, blocks, end of the codes that the loop multiplies, zero point
@@ -37,19 +37,11 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Dense(ABC):
-    """One layer's function. codes: at least 16. shift, low, high: as the node's.
-
-    lowest: the zero point is -128 and so is `low`; saturating to uint8 is then the clamp, and less work.
-    small: scaled sums are proven to fit into int16.
-    """
+    """One layer's function. codes: at least 16."""
 
     codes: int
     channels: int
-    shift: int
-    low: int
-    high: int
-    lowest: bool
-    small: bool
+    after: Outputs
 
     block: ClassVar[int]  # output channels at a time
 
@@ -96,7 +88,7 @@ class Dense(ABC):
         return function("dense", PARAMETERS, lines + left())
 
     def _opening(self) -> list[str]:
-        return [*entered(), offset(_ZERO, self.lowest, "w7"), "mov x9, x0", *self.opening()]
+        return [*entered(), offset(_ZERO, self.after.lowest, "w7"), "mov x9, x0", *self.opening()]
 
     def _block(self, stored: int, label: str) -> list[str]:
         """All codes for some channels, `stored` of which exist."""
@@ -106,14 +98,14 @@ class Dense(ABC):
 
     def _outputs(self, stored: int) -> list[str]:
         """Requantise; `stored` codes are written."""
-        lines, quads = [], _quads(stored)
+        lines, quads, after = [], _quads(stored), self.after
         for i, first in enumerate(range(0, quads, LOADED)):
             n, into = min(LOADED, quads - first), f"v{W + i}"
             a = [f"v{ACC + first + k}" for k in range(n)]
             lines += load(X, n, "x3")
-            lines += scaled(a, X, self.shift)
-            lines += narrowed(a, _ZERO, self.lowest, self.small, into)
-            lines += bounded(into, self.low, self.high, X)
+            lines += scaled(a, X, after.shift)
+            lines += narrowed(a, _ZERO, after.lowest, after.small, into)
+            lines += bounded(into, after.low, after.high, X)
         return lines + store(W, stored)
 
 

@@ -16,12 +16,11 @@ from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
-from .a64asm import CHUNK
+from .a64asm import CHUNK, Outputs, called
 from .a64chunks import DotProducts, Rows
 from .a64dense import Dense
 from .a64quads import Quads
-from .outstage import fits_int16
-from .snippets import Source, channel_consts
+from .snippets import channel_consts
 
 FORMS: dict[str, tuple[type[Dense], ...]] = {"neon": (Quads, Rows), "dotprod": (DotProducts,)}
 _MOST_CODES = 1 << 16
@@ -42,10 +41,8 @@ class DenseRow:
 
     def dense(self, node: Node) -> Dense:
         """The function of a layer: of the forms for the level, the one with the fewest instructions."""
-        (channels, codes), a = node.values.shape, node.attrs
-        shift, low, high = (int(a[k]) for k in ("shift", "low", "high"))
-        small, lowest = fits_int16(node), low == a["out_zero"] == -128
-        forms = [form(codes, channels, shift, low, high, lowest, small) for form in FORMS[self.isa]]
+        (channels, codes), after = node.values.shape, Outputs.of(node)
+        forms = [form(codes, channels, after) for form in FORMS[self.isa]]
         return min(forms, key=lambda form: form.count())
 
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
@@ -72,11 +69,7 @@ class DenseRow:
 
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """One call."""
-        dense, s = self.dense(node), Source()
-        s.input(0, "X")
-        for name, key, dtype in (("W", "weights", "int8"), ("B", "bias", "int32"), ("M", "multiplier", "int32")):
-            s.const(name, key, dtype)
-        s.output("Y")
+        dense, s = self.dense(node), called()
         blocks = s.integer("blocks", dense.channels // dense.block)
         # an address to be computed: linkers jump over functions that only jump, which then are not seen to be called
         end = f"T.address_of(X[{s.integer('looped', dense.looped)}])"

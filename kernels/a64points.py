@@ -20,12 +20,11 @@ from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
-from .a64asm import LOADED, W, bounded, entered, function, left, load, more, narrowed, offset, scaled
+from .a64asm import LOADED, Outputs, W, bounded, called, entered, function, left, load, more, narrowed, offset, scaled
 from .a64dense import ACC, X
 from .a64quads import UNIT, by_fours, products, repeated
 from .conv import Shape
-from .outstage import fits_int16
-from .snippets import Source, channel_consts
+from .snippets import channel_consts
 
 PIXELS, CHANNELS = 4, 16  # of a tile
 # image, weights, bias, multipliers, y, blocks, zero point
@@ -38,16 +37,12 @@ _LIMIT = 1 << 14  # of codes and channels, and of tiles
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """One layer's function. codes: multiple of 8; channels: of 16; the others as of `a64dense.Dense`."""
+    """One layer's function. codes: multiple of 8; channels: of 16."""
 
     pixels: int
     codes: int
     channels: int
-    shift: int
-    low: int
-    high: int
-    lowest: bool
-    small: bool
+    after: Outputs
 
     @property
     def blocks(self) -> int:
@@ -72,7 +67,7 @@ class Points:
         return function("points", PARAMETERS, [*lines, *_next_block(), *left()])
 
     def _opening(self) -> list[str]:
-        return [*entered(), offset(_ZERO, self.lowest, "w6"), f"mov x8, #{self.channels}"]
+        return [*entered(), offset(_ZERO, self.after.lowest, "w6"), f"mov x8, #{self.channels}"]
 
     def _first(self) -> list[str]:
         """Pointers to the first pixels, and to the block's outputs."""
@@ -116,11 +111,11 @@ class Points:
 
     def _outputs(self, pixels: int) -> list[str]:
         """Requantise and store."""
-        lines = load(X, LOADED, "x3", step=False)
+        lines, after = load(X, LOADED, "x3", step=False), self.after
         for p in range(pixels):
             a = [f"v{ACC + LOADED * p + i}" for i in range(LOADED)]
-            lines += [*scaled(a, X, self.shift), *narrowed(a, _ZERO, self.lowest, self.small)]
-            lines += [*bounded(a[0], self.low, self.high, W), f"st1 {{{a[0]}.16b}}, [x9], x8"]
+            lines += [*scaled(a, X, after.shift), *narrowed(a, _ZERO, after.lowest, after.small)]
+            lines += [*bounded(a[0], after.low, after.high, W), f"st1 {{{a[0]}.16b}}, [x9], x8"]
         return lines
 
 
@@ -131,10 +126,8 @@ def _next_block() -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------------- the row
 def _points(graph: LoweredGraph, node: Node) -> Points:
-    shape, a = Shape.of(graph, node), node.attrs
-    shift, low, high = (int(a[k]) for k in ("shift", "low", "high"))
-    lowest = low == a["out_zero"] == -128
-    return Points(shape.pixels, shape.row, shape.out_channels, shift, low, high, lowest, fits_int16(node))
+    shape = Shape.of(graph, node)
+    return Points(shape.pixels, shape.row, shape.out_channels, Outputs.of(node))
 
 
 def _applies(graph: LoweredGraph, node: Node, target: Target) -> bool:
@@ -165,11 +158,7 @@ def _pack(graph: LoweredGraph, node: Node) -> Mapping[str, NDArray[Any]]:
 
 def _emit(graph: LoweredGraph, node: Node, target: Target) -> Code:
     """One call."""
-    points, s = _points(graph, node), Source()
-    s.input(0, "X")
-    for name, key, dtype in (("W", "weights", "int8"), ("B", "bias", "int32"), ("M", "multiplier", "int32")):
-        s.const(name, key, dtype)
-    s.output("Y")
+    points, s = _points(graph, node), called()
     # an address to be computed: linkers jump over functions that only jump, which then are not seen to be called
     image = f"T.address_of(X[{s.integer('first', 0)}])"
     pointers = (f"T.address_of({name}[0])" for name in ("W", "B", "M", "Y"))

@@ -8,7 +8,7 @@ them while it multiplies (`packed`). The tile is chosen per shape by counting in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xdeploy.formats import FORMATS, WeightFormat
-from xdeploy.kernel import KERNELS, Code, Kernel
+from xdeploy.formats import WeightFormat
+from xdeploy.kernel import Code
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.lir.ops import has_residual
 from xdeploy.target import Target
 
-from . import a64, x86, x86vnni
 from .conv import Shape
 from .imagecopy import Copying, copy_cost, copy_image, opened, row_codes
 from .product import CHUNK, Product
@@ -31,7 +30,6 @@ from .tiling import ROLLED, Runs, Tiling, Way, parts_of, tiling_of, together
 from .vectors import ramp
 
 _FLAT = 200  # multiplications: windows of fewer are written out whole
-PRODUCTS = (*a64.PRODUCTS, *x86.PRODUCTS, *x86vnni.PRODUCTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,31 +306,3 @@ class Writer:
             return bound[pixel, offset, lanes]
 
         self.product.multiply(self.source, self.stage.bind, pixels, groups, codes, x, weights, self.copied)
-
-
-def kernel_of(row: DirectRow) -> Kernel:
-    """The registered row, whose weights are expanded to int8 when they are packed."""
-    fmt = row.format
-    tags = {} if fmt.bits == 8 else {"extra_flash": f"8/{fmt.bits}"}
-    return Kernel(
-        f"{row.op}_s8_{fmt.short}_direct__{row.product.isa}", row.op, fmt.short, row.product.isa, row.applies, row.cost,
-        row.workspace, row.pack, row.emit, in_place=row.in_place, tags=tags,
-        notes="" if fmt.bits == 8 else "weights expanded to int8",
-    )  # fmt: skip
-
-
-def register(kernels: Iterable[Kernel]) -> None:
-    """Add rows by their names."""
-    for kernel in kernels:
-        KERNELS.add(kernel.name, kernel)
-
-
-def _rows() -> Iterator[Kernel]:
-    for product in PRODUCTS:
-        for op in ("conv2d", "linear"):
-            # Armv8.0 has rows that look 4-bit weights up while they multiply
-            for fmt in FORMATS.values() if product.isa != "neon" else (FORMATS["int8"],):
-                yield kernel_of(DirectRow(op, product, fmt))
-
-
-register(_rows())

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xdeploy.formats import FORMATS, WeightFormat
-from xdeploy.kernel import KERNELS, Kernel
 
-from . import nibbles, packed
+from . import directrows, nibbles, packed
 from .product import CHUNK
 from .x86quad import QuadProduct, QuadRow
 from .x86quadwinograd import QuadWinogradRow
@@ -38,49 +37,37 @@ class NibbleQuadProduct(nibbles.Indexed, QuadProduct):
 PRODUCTS = {count: NibbleQuadProduct(count) for count in (1, 2, 4, 8)}
 
 
-def other(fmt: WeightFormat) -> packed.PackedRow:
-    """The row whose weights are read."""
-    return packed.PackedRow("conv2d", packed.product_of("vnni", fmt), fmt)
+class Packed:
+    """What both rows of a weight format read."""
+
+    __slots__ = ()
+    format: WeightFormat
+
+    @property
+    def theirs(self) -> packed.PackedRow:
+        """The row whose weights are read."""
+        return packed.PackedRow("conv2d", packed.product_of("vnni", self.format), self.format)
+
+    def reader(self, count: int) -> QuadProduct:
+        """What knows weights of which `count` groups of 16 channels stand together."""
+        return PRODUCTS[count]
 
 
 @dataclass(frozen=True, slots=True)
-class NibbleQuadRow(QuadRow):
+class NibbleQuadRow(Packed, QuadRow):
     """The direct row of one weight format."""
 
-    @property
-    def theirs(self) -> packed.PackedRow:
-        """The row whose weights are read."""
-        return other(self.format)
-
-    def reader(self, count: int) -> QuadProduct:
-        """What multiplies weights of which `count` groups of 16 channels stand together."""
-        return PRODUCTS[count]
-
 
 @dataclass(frozen=True, slots=True)
-class NibbleQuadWinogradRow(QuadWinogradRow):
+class NibbleQuadWinogradRow(Packed, QuadWinogradRow):
     """The Winograd row of one weight format."""
 
-    @property
-    def theirs(self) -> packed.PackedRow:
-        """The row whose weights are read."""
-        return other(self.format)
 
-    def reader(self, count: int) -> QuadProduct:
-        """What knows the places of weights of which `count` groups of 16 channels stand together."""
-        return PRODUCTS[count]
-
-
+_NOTES = "weights of 4 bits as AVX512-VNNI reads them, expanded in registers"
 for _format in FORMATS.values():
     if _format.bits <= nibbles.BITS:
-        _notes = "weights of 4 bits as AVX512-VNNI reads them, expanded in registers"
-        _tags = {"weights_of": f"conv2d_s8_{_format.short}_packed__vnni"} | packed.growth(_format)
-        _row, _name = NibbleQuadRow("conv2d", PRODUCTS[1], _format), f"conv2d_s8_{_format.short}_packed__x86"
-        KERNELS.add(
-            _name,
-            Kernel(
-                _name, "conv2d", _format.short, "x86", _row.applies, _row.cost, _row.workspace, _row.pack, _row.emit,
-                in_place=_row.in_place, notes=_notes, tags=_tags,
-            ),
-        )  # fmt: skip
-        register(NibbleQuadWinogradRow(_format), "packedwinograd", f"Winograd, {_notes}", _tags)
+        _theirs = f"conv2d_s8_{_format.short}_packed__vnni"
+        _row = NibbleQuadRow("conv2d", PRODUCTS[1], _format)
+        directrows.register([directrows.kernel_of(_row, "packed", nibbles.BITS, _NOTES, _theirs)])
+        _tags = {"weights_of": _theirs} | directrows.growth(_format, nibbles.BITS)
+        register(NibbleQuadWinogradRow(_format), "packedwinograd", f"Winograd, {_NOTES}", _tags)

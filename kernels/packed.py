@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from xdeploy.formats import FORMATS, WeightFormat
-from xdeploy.kernel import KERNELS, Code, Kernel
+from xdeploy.kernel import Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.target import Target
 
-from . import directconv, nibbles
+from . import directconv, directrows, nibbles
 from .conv import Shape
 from .product import CHUNK
 from .tiling import Runs
@@ -27,11 +27,6 @@ _UNIFORM = {"x86": nibbles.SmallNibblePairProduct(), "vnni": nibbles.ShiftedByte
 def product_of(isa: str, fmt: WeightFormat) -> nibbles.NibbleProduct:
     """What multiplies weights of a format at a feature level."""
     return (_BOOKS if fmt.codebook else _UNIFORM)[isa]
-
-
-def growth(fmt: WeightFormat) -> dict[str, str]:
-    """The tag of rows whose weights take 4 bits each."""
-    return {} if fmt.bits == nibbles.BITS else {"extra_flash": f"{nibbles.BITS}/{fmt.bits}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +61,13 @@ class _Writer(directconv.Writer):
             self.source(f"P[{ramp(str(self.shape.channels), CHUNK)}] = {zeros}")
 
 
-def _rows() -> Iterator[tuple[str, Kernel]]:
+def _rows() -> Iterator[Kernel]:
     for fmt in FORMATS.values():
         if fmt.bits > nibbles.BITS:
             continue
         for op, isa in (("conv2d", "vnni"), ("linear", "vnni"), ("linear", "x86")):
-            row, name = PackedRow(op, product_of(isa, fmt), fmt), f"{op}_s8_{fmt.short}_packed__{isa}"
-            yield name, Kernel(
-                name, op, fmt.short, isa, row.applies, row.cost, row.workspace, row.pack, row.emit,
-                in_place=row.in_place, tags=growth(fmt), notes="weights of 4 bits, expanded in registers",
-            )  # fmt: skip
+            row = PackedRow(op, product_of(isa, fmt), fmt)
+            yield directrows.kernel_of(row, "packed", nibbles.BITS, "weights of 4 bits, expanded in registers")
 
 
-for _name, _kernel in _rows():
-    KERNELS.add(_name, _kernel)
+directrows.register(_rows())

@@ -24,7 +24,7 @@ from xdeploy.kernel import Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.target import Target
 
-from . import directconv
+from . import directconv, directrows
 from .conv import Shape
 from .imagecopy import copy_cost, image_codes, row_codes
 from .tiling import Runs
@@ -35,7 +35,8 @@ ROWS = 16  # of a tile register
 WORD = 4  # bytes of a sum
 LINE = 64  # bytes of a tile's row
 _SUMS = ROWS * LANES  # of a tile
-_TILES, _ACCUMULATORS = 8, 4  # registers, and how many of them hold sums
+_TILES, _ACCUMULATORS = 8, 4  # registers, the first of which hold sums
+_CODES, _WEIGHTS = (4, 5), (6, 7)  # registers that are loaded in turns
 # Instructions of AVX512-VNNI in the time of one tile multiplication, which hardly depends on its size: 7 ns where the
 # unit is fast and 14 ns where it is slow, measured on a Sapphire Rapids
 _MULTIPLY = 64.0
@@ -138,23 +139,15 @@ def sums_at(shape: Shape) -> int:
 def tile_shapes(cut: Cut) -> NDArray[np.uint8]:
     """What `ldtilecfg` loads (Intel SDM volume 1, 18.2): palette 1, then bytes of a row and rows of every tile.
 
-    Tiles that hold weights have as many rows as a chunk has units, all others as many as pixels; `_Registers` tells
-    which are which in steps of any kind, so that they agree.
+    Tiles that hold weights have as many rows as a chunk has units, all others as many as pixels.
     """
     shapes = np.zeros(LINE, np.uint8)
     shapes[0] = 1
     for tile in range(_TILES):
-        of_weights = tile in _Registers.WEIGHTS
-        shapes[16 + 2 * tile] = cut.units * UNIT if tile in _Registers.CODES else LINE
+        of_weights = tile in _WEIGHTS
+        shapes[16 + 2 * tile] = cut.units * UNIT if tile in _CODES else LINE
         shapes[48 + tile] = cut.units if of_weights else cut.pixels
     return shapes
-
-
-class _Registers:
-    """Which tile holds what: sums in the first four, codes in two, weights in two; each is loaded in turns."""
-
-    CODES = (4, 5)
-    WEIGHTS = (6, 7)
 
 
 def _tile(name: str, *args: str | int) -> str:
@@ -220,13 +213,8 @@ class _Quad:
     """Up to four groups of channels of a block, whose sums are requantised together."""
 
     def __init__(self, writer: _Writer, o: str, first: int, groups: int, wide: int, channels: int) -> None:
-        self.writer, self.source, self.cut, self.groups, self.channels = (
-            writer,
-            writer.source,
-            writer.cut,
-            groups,
-            channels,
-        )
+        self.writer, self.source, self.cut = writer, writer.source, writer.cut
+        self.groups, self.channels = groups, channels
         self.channel = f"{writer.channel(o)} + {first * LANES}"
         self.weights = f"{writer.weights(o)} + {first * LINE}"
         self.apart = wide * LINE  # bytes from a row of a tile of weights to the next
@@ -265,11 +253,11 @@ class _Quad:
 
         def load_codes(p: int) -> None:
             at = f"T.address_of(P[{codes[p]} + {chunk} * {size}])"
-            self.source(_tile("tileloadd64", _Registers.CODES[p % 2], at, f"T.int64({pixel})"))
+            self.source(_tile("tileloadd64", _CODES[p % 2], at, f"T.int64({pixel})"))
 
         def load_weights(v: int) -> None:
             at = f"T.address_of(W[{weights} + {chunk} * {self.cut.units * self.apart} + {v * LINE}])"
-            self.source(_tile("tileloadd64", _Registers.WEIGHTS[v % 2], at, f"T.int64({self.apart})"))
+            self.source(_tile("tileloadd64", _WEIGHTS[v % 2], at, f"T.int64({self.apart})"))
 
         if self.groups < self.together:
             self._products(load_weights, self.groups, load_codes, self.together, lambda v, p: (p, v))
@@ -286,7 +274,7 @@ class _Quad:
             load_other(j)
             for i in range(few):
                 p, v = placed(i, j)
-                tiles = _Registers.CODES[p % 2], _Registers.WEIGHTS[v % 2]
+                tiles = _CODES[p % 2], _WEIGHTS[v % 2]
                 self.source(_tile("tdpbusd", p * self.groups + v, *tiles))
 
     def fetch(self) -> None:
@@ -307,7 +295,7 @@ class _Quad:
 
 def _rows() -> Iterator[Kernel]:
     product = TileProduct()
-    return (directconv.kernel_of(TileRow("conv2d", product, fmt)) for fmt in FORMATS.values())
+    return (directrows.expanded(TileRow("conv2d", product, fmt)) for fmt in FORMATS.values())
 
 
-directconv.register(_rows())
+directrows.register(_rows())

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.formats import FORMATS, WeightFormat
-from xdeploy.kernel import KERNELS, Code, Kernel
+from xdeploy.kernel import Code, Kernel
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.target import Target
 
 from . import x86vnni
 from .conv import Shape
 from .directconv import DirectRow, Writer
+from .directrows import kernel_of, register
 from .imagecopy import copy_cost
 from .product import CHUNK, Bind, Codes
 from .snippets import Source, channel_consts
@@ -270,17 +271,11 @@ class _Writer(Writer):
 PRODUCTS = {packed: QuadProduct(packed) for packed in (1, 2, 4, 8)}
 
 
-def _rows() -> Iterator[tuple[str, Kernel]]:
+def _rows() -> Iterator[Kernel]:
     for op in ("conv2d", "linear"):
         for fmt in FORMATS.values():
-            row, name = QuadRow(op, PRODUCTS[1], fmt), f"{op}_s8_{fmt.short}_quad__x86"
-            tags = {"weights_of": f"{op}_s8_{fmt.short}_direct__vnni"}
-            yield name, Kernel(
-                name, op, fmt.short, "x86", row.applies, row.cost, row.workspace, row.pack, row.emit,
-                in_place=row.in_place, tags=tags | ({} if fmt.bits == 8 else {"extra_flash": f"8/{fmt.bits}"}),
-                notes="weights as AVX512-VNNI reads them",
-            )  # fmt: skip
+            theirs = f"{op}_s8_{fmt.short}_direct__vnni"
+            yield kernel_of(QuadRow(op, PRODUCTS[1], fmt), "quad", 8, "weights as AVX512-VNNI reads them", theirs)
 
 
-for _name, _kernel in _rows():
-    KERNELS.add(_name, _kernel)
+register(_rows())

@@ -89,7 +89,7 @@ def bench(
 
     def result(verdict: Literal["bit-exact", "differs", "not run"], reason: str | None, **extra: Any) -> Measurement:
         told = runner.tells.to_dict()
-        if level := str(getattr(getattr(runner, "image", None), "level", "")):  # what ran, where the target has several
+        if level := getattr(runner, "image", image).level:  # what ran, where the target has several
             told["level"] = level
         return Measurement(
             target.name, runner.name, verdict, reason, quantities, environment=environment, tells=told, **extra

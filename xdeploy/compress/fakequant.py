@@ -18,6 +18,7 @@ from xdeploy.compress.calibrate import MOVERS
 from xdeploy.compress.model import CompressedModel, QuantisedWeight
 from xdeploy.formats import QParams
 from xdeploy.model.network import Network
+from xdeploy.model.top1 import channels_last
 from xdeploy.model.torchmodule import NetworkModule
 
 
@@ -40,9 +41,8 @@ class Replace(torch.autograd.Function):
 
 def laid_out_as(x: Tensor, other: Tensor) -> Tensor:
     """`x` in memory as `other` is, where that has channels last; values stay."""
-    if other.dim() != 4 or not other.is_contiguous(memory_format=torch.channels_last):
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
+    last = other.dim() == 4 and other.is_contiguous(memory_format=torch.channels_last)
+    return channels_last(x) if last else x
 
 
 def through(x: Tensor, value: Tensor) -> Tensor:

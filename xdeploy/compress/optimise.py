@@ -161,8 +161,3 @@ def bfloat16_pays() -> bool:
     """
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(found.get("amx_bf16"))
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """Images in the layout that convolutions are fastest in (1.5 times on AVX2); everything else as it is."""
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x

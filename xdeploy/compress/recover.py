@@ -25,11 +25,11 @@ from xdeploy.compress.ecq import Constraint
 from xdeploy.compress.fakequant import FakeQuantModule
 from xdeploy.compress.model import CompressedModel
 from xdeploy.compress.normalise import Moments, moments
-from xdeploy.compress.optimise import Average, Optimiser, Teacher, bfloat16_pays, channels_last, loss, squashes
+from xdeploy.compress.optimise import Average, Optimiser, Teacher, bfloat16_pays, loss, squashes
 from xdeploy.compress.trainable import TrainableModule
 from xdeploy.errors import UsageError
 from xdeploy.model.network import Network
-from xdeploy.model.top1 import accuracy
+from xdeploy.model.top1 import accuracy, channels_last
 from xdeploy.recipe import RecoverOptions
 
 Batches = Iterable[tuple[Tensor, Tensor]]
