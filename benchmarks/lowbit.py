@@ -1,10 +1,10 @@
-"""Weights of 4 bits on x86-64, expanded in registers or when the library is built; writes results/lowbit.json.
+"""Weights of 4 and 2 bits on x86-64, expanded in registers or when the library is built; writes results/lowbit.json.
 
-Linear and convolution networks of random weights, batch 1, one thread: int8, int4 and a codebook of 16 entries, the
-latter two with either kind of kernel, at both feature levels, each a library of its own. A C program calls them in
-turns with their weights in three states: resident (the same inference again and again), evicted (another 16 MiB were
-read between), and flushed (in memory only). Ratios are to int8 of the same level, formed within rounds. Outputs equal
-the reference.
+Linear and convolution networks of random weights, batch 1, one thread: int8, int4, int2 and codebooks of 16 and 4
+entries, all but the first with either kind of kernel, at both feature levels, each a library of its own. A C program
+calls them in turns with their weights in three states: resident (the same inference again and again), evicted (another
+16 MiB were read between), and flushed (in memory only). Ratios are to int8 of the same level, formed within rounds.
+Outputs equal the reference.
 
 Run: python benchmarks/lowbit.py [--output DIR] [--only NAME ...] [--rounds N]
 Rows are written as they are finished; the others of an earlier run stay.
@@ -48,7 +48,7 @@ NETWORKS = {  # name -> (channels or features, pixels along a side of convolutio
     },
 }
 TARGETS = {"x86": "x86-64-v3", "vnni": "x86-64-v4-vnni"}  # feature level of the rows -> target that has it alone
-FORMS = (("int8", "direct"), ("int4", "direct"), ("int4", "packed"), ("c4s8", "direct"), ("c4s8", "packed"))
+FORMS = (("int8", "direct"), *((f, kind) for f in ("int4", "c4s8", "int2", "c2s8") for kind in ("direct", "packed")))
 SAMPLES = 4  # inputs whose outputs are compared
 SPREAD = 30.0  # standard deviation of outputs, in codes
 

@@ -1,7 +1,7 @@
-"""Convolution rows for AVX2 on weights of up to 4 bits as AVX512-VNNI reads them, two in a byte.
+"""Convolution rows for AVX2 on weights of 4 or 2 bits as AVX512-VNNI reads them, two or four in a byte.
 
-16 bytes are eight weights of each of four channels (`nibbles`). Both halves are looked up, widened, and multiplied as
-in `x86quad`, or transformed, as in `x86quadwinograd`; a library of both levels is half as large.
+16 bytes are eight or 16 weights of each of four channels (`nibbles`). They are looked up, widened, and multiplied as in
+`x86quad`, or transformed, as in `x86quadwinograd`; a library of both levels is a half or a quarter as large.
 """
 
 from __future__ import annotations
@@ -16,25 +16,34 @@ from .x86quad import QuadProduct, QuadRow
 from .x86quadwinograd import QuadWinogradRow
 from .x86winograd import register
 
-_OTHERS = 5  # registers: both halves of a quad, what separates them, the table, a product
+_OTHERS = 4  # registers beside tables: both halves of a quad, what separates them, a product
 
 
 class NibbleQuadProduct(nibbles.Indexed, QuadProduct):
-    """Eight codes of one pixel by four channels."""
+    """Eight codes of one pixel at a time by four channels.
+
+    Args:
+        packed: groups of 16 channels that stand together in a block.
+        bits: of a weight in memory, 4 or 2.
+    """
 
     size, shuffled = CHUNK, "x86.ssse3.pshuf.b.128"
     unrolled = 1
 
+    def __init__(self, packed: int, bits: int) -> None:
+        nibbles.Indexed.__init__(self, bits)
+        self.packed = packed
+
     def fits(self, pixels: int, groups: int, free: int) -> bool:
         """Accumulators, the codes of all pixels, and one quad's weights."""
-        return 2 * pixels * groups + 2 * min(2 * groups, pixels) + _OTHERS <= free
+        return 2 * pixels * groups + 2 * min(2 * groups, pixels) + _OTHERS + self.tables <= free
 
     def cost(self, pixels: int, groups: int, codes: int) -> float:
         """For every eight codes: expand and widen weights, broadcast codes, multiply and add."""
-        return codes / self.unit * (16.0 * groups + 2.0 * pixels + 8.0 * pixels * groups)
+        return codes / (2 * nibbles.QUAD) * (16.0 * groups + 2.0 * pixels + 8.0 * pixels * groups)
 
 
-PRODUCTS = {count: NibbleQuadProduct(count) for count in (1, 2, 4, 8)}
+PRODUCTS = {(count, bits): NibbleQuadProduct(count, bits) for count in (1, 2, 4, 8) for bits in (2, nibbles.HALF)}
 
 
 class Packed:
@@ -50,7 +59,7 @@ class Packed:
 
     def reader(self, count: int) -> QuadProduct:
         """What knows weights of which `count` groups of 16 channels stand together."""
-        return PRODUCTS[count]
+        return PRODUCTS[count, nibbles.stored(self.format)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +72,11 @@ class NibbleQuadWinogradRow(Packed, QuadWinogradRow):
     """The Winograd row of one weight format."""
 
 
-_NOTES = "weights of 4 bits as AVX512-VNNI reads them, expanded in registers"
 for _format in FORMATS.values():
-    if _format.bits <= nibbles.BITS:
-        _theirs = f"conv2d_s8_{_format.short}_packed__vnni"
-        _row = NibbleQuadRow("conv2d", PRODUCTS[1], _format)
-        directrows.register([directrows.kernel_of(_row, "packed", nibbles.BITS, _NOTES, _theirs)])
-        _tags = {"weights_of": _theirs} | directrows.growth(_format, nibbles.BITS)
-        register(NibbleQuadWinogradRow(_format), "packedwinograd", f"Winograd, {_NOTES}", _tags)
+    if _format.bits <= nibbles.HALF:
+        _theirs, _stored = f"conv2d_s8_{_format.short}_packed__vnni", nibbles.stored(_format)
+        _notes = f"{packed.told(_format)}, as AVX512-VNNI reads them"
+        _row = NibbleQuadRow("conv2d", PRODUCTS[1, _stored], _format)
+        directrows.register([directrows.kernel_of(_row, "packed", _stored, _notes, _theirs)])
+        _tags = {"weights_of": _theirs} | directrows.growth(_format, _stored)
+        register(NibbleQuadWinogradRow(_format), "packedwinograd", f"Winograd, {_notes}", _tags)

@@ -1,4 +1,4 @@
-"""Convolution and linear rows for x86-64 whose weights of up to 4 bits stay two in a byte, expanded as they multiply.
+"""Convolution and linear rows for x86-64 whose weights of 4 or 2 bits stay so, expanded as they multiply.
 
 They are the direct rows with another product (`nibbles`): the same tiles, output stages and orders of channels. With
 AVX2 convolutions read what AVX512-VNNI packs, as in `x86quad`.
@@ -20,13 +20,18 @@ from .product import CHUNK
 from .tiling import Runs
 from .vectors import ramp
 
-_BOOKS = {"x86": nibbles.NibblePairProduct(), "vnni": nibbles.NibbleByteProduct()}
-_UNIFORM = {"x86": nibbles.SmallNibblePairProduct(), "vnni": nibbles.ShiftedByteProduct()}
-
 
 def product_of(isa: str, fmt: WeightFormat) -> nibbles.NibbleProduct:
     """What multiplies weights of a format at a feature level."""
-    return (_BOOKS if fmt.codebook else _UNIFORM)[isa]
+    bits = nibbles.stored(fmt)
+    if isa == "x86":
+        return nibbles.NibblePairProduct(bits) if fmt.codebook else nibbles.SmallNibblePairProduct(bits)
+    return nibbles.NibbleByteProduct(bits) if fmt.codebook or bits < nibbles.HALF else nibbles.ShiftedByteProduct()
+
+
+def told(fmt: WeightFormat) -> str:
+    """What such rows say in the support matrix."""
+    return f"weights of {nibbles.stored(fmt)} bits, expanded in registers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class PackedRow(directconv.DirectRow):
     def _padded(self, graph: LoweredGraph, node: Node) -> bool:
         """Whether what follows the runs of a window meets weights of 0, or nothing."""
         whole = Runs.of(Shape.of(graph, node), True).codes % self.product.unit == 0
-        return whole or int(nibbles.table_of(node)[self.product.blank(node)]) == 0
+        return whole or int(nibbles.values_of(node, self.product.bits)[self.product.blank(node)]) == 0
 
     def emit(self, graph: LoweredGraph, node: Node, target: Target) -> Code:
         """Copy, then blocks of channels."""
@@ -63,11 +68,11 @@ class _Writer(directconv.Writer):
 
 def _rows() -> Iterator[Kernel]:
     for fmt in FORMATS.values():
-        if fmt.bits > nibbles.BITS:
+        if fmt.bits > nibbles.HALF:
             continue
         for op, isa in (("conv2d", "vnni"), ("linear", "vnni"), ("linear", "x86")):
             row = PackedRow(op, product_of(isa, fmt), fmt)
-            yield directrows.kernel_of(row, "packed", nibbles.BITS, "weights of 4 bits, expanded in registers")
+            yield directrows.kernel_of(row, "packed", nibbles.stored(fmt), told(fmt))
 
 
 directrows.register(_rows())

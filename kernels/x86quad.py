@@ -41,7 +41,7 @@ class QuadProduct(PairProduct):
     """Four codes of one pixel by four channels; `packed` groups of 16 channels stand together in a block."""
 
     chunk = unit = _QUAD
-    vectors, late, folds = 2, True, True
+    vectors, late, folds, rounds = 2, True, True, 1
 
     def __init__(self, packed: int = 1) -> None:
         self.packed = packed
@@ -87,15 +87,20 @@ class QuadProduct(PairProduct):
     def multiply(
         self, s: Source, bind: Bind, pixels: int, groups: int, codes: int, x: Codes, w: str, slack: bool
     ) -> None:
-        """Each pixel's four codes meet the weights of every quad; what is less of the two stays in registers."""
-        first = self.place(0)
+        """Each pixel's codes meet the weights of every quad; what is less of the two stays in registers."""
+        for turn in range(self.rounds):
+            self._turn(s, bind, pixels, groups, x, w, turn)
+
+    def _turn(self, s: Source, bind: Bind, pixels: int, groups: int, x: Codes, w: str, turn: int) -> None:
+        """The codes whose weights are expanded together."""
+        first, codes = self.place(0), self.unit // self.rounds
         steps = [self.place(quad) - first for quad in range(2 * groups)]
 
         def weights(quad: int) -> list[str]:
-            return [bind(f'T.cast({part}, "int16x16")') for part in self.expanded(bind, f"{w} + {steps[quad]}")]
+            return [bind(f'T.cast({part}, "int16x16")') for part in self.expanded(bind, f"{w} + {steps[quad]}", turn)]
 
         def values(pixel: int) -> list[str]:
-            words = [as_type("int64", x(pixel, at, _QUAD)) for at in range(0, self.unit, _QUAD)]
+            words = [as_type("int64", x(pixel, at, _QUAD)) for at in range(turn * codes, (turn + 1) * codes, _QUAD)]
             return [bind(as_type("int16x16", f"T.broadcast({word}, {_QUAD})")) for word in words]
 
         def add(pixel: int, quad: int, value: list[str], weight: list[str]) -> None:
@@ -116,8 +121,8 @@ class QuadProduct(PairProduct):
             for quad, weight in enumerate(quads):
                 add(pixel, quad, value, weight)
 
-    def expanded(self, bind: Bind, at: str) -> list[str]:
-        """int8 weights of a quad, for each four codes of a unit."""
+    def expanded(self, bind: Bind, at: str, turn: int) -> list[str]:
+        """int8 weights of a quad, for each four codes of a turn."""
         return [f"W[{ramp(at, CHUNK)}]"]
 
 

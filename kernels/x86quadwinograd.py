@@ -82,7 +82,8 @@ class QuadWinogradRow(x86winograd.WinogradRow):
         if node.format != self.format or graph.tensors[node.output].shape[-1] % x86vnni.LANES:
             return False
         fits = x86winograd.WinogradRow.applies(self, graph, node, target) and self.theirs.applies(graph, node, target)
-        return fits and self.packed(Shape.of(graph, node), node) > 0
+        shape = Shape.of(graph, node)
+        return fits and shape.channels % self.reader(1).unit == 0 and self.packed(shape, node) > 0
 
     def cost(self, graph: LoweredGraph, node: Node, target: Target) -> float:
         """As with weights that are transformed already, and transforming them; tiles again for each block."""
@@ -188,7 +189,9 @@ class _Writer(Writer):
     def _tap(self, at: str, part: int) -> str:
         """Weights of four channels by four of one tap, as pairs."""
         bind = self.stage.bind
-        return bind(as_type("int32x8", f'T.cast({self.theirs.expanded(bind, at)[part]}, "int16x16")'))
+        turn, place = divmod(part, self.theirs.unit // _UNIT // self.theirs.rounds)
+        found = self.theirs.expanded(bind, at, turn)[place]
+        return bind(as_type("int32x8", f'T.cast({found}, "int16x16")'))
 
     def _transformed(self, taps: list[str]) -> list[str]:
         """The 16 values of nine taps."""

@@ -4,6 +4,7 @@ A package of several levels holds a program for each, and every level's fastest 
 that read another row's packed weights name it in their tag `weights_of`. Such a row takes the place of the fastest one
 where a level's choice is the row that it names. A copy is kept only where it saves LEAST of a layer, first where it
 saves most for its bytes, as long as all copies fit into COPIES: the further level loses nothing, the first one little.
+A level after that keeps the rows whose weights are smaller than its own would be: those are stored anyway.
 """
 
 from __future__ import annotations
@@ -53,3 +54,15 @@ def shared(
         else:
             taken[name] = sharing[name]
     return taken
+
+
+def smaller(graph: LoweredGraph, own: Mapping[str, Kernel], before: Mapping[str, Kernel]) -> dict[str, Kernel]:
+    """Those nodes whose weights the row of the level before packs smaller than the own one, with that row.
+
+    Args:
+        graph: the nodes.
+        own: node -> row of a level.
+        before: node -> row of the level before it.
+    """
+    weighted = (n for n in graph.nodes if n.format and n.name in own)
+    return {n.name: before[n.name] for n in weighted if stored(n, before[n.name]) < stored(n, own[n.name])}

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from xdeploy.kernel import KERNELS
 from xdeploy.program import Choice, Program, bind
+from xdeploy.sharing import smaller
 from xdeploy.target import Level, Target
 
 if TYPE_CHECKING:
@@ -168,7 +171,8 @@ def bind_levels(
 ) -> tuple[Program, list[tuple[Target, Program]]]:
     """A program for every further level, and the first one with an arena that is large enough for all.
 
-    Equal constants are stored once, by the first program that reads them.
+    Equal constants are stored once, by the first program that reads them, and weights of few bits are not stored
+    expanded besides.
     choices: kernels that were chosen already, by level.
     """
     if program.form == "portable":
@@ -176,12 +180,23 @@ def bind_levels(
     found: list[tuple[Target, Program]] = []
     for level in target.levels:
         at = target.at(level)
-        name, choice = f"{program.model}_{level.name}", choices.get(level.name)
-        bound = bind(graph, at, name, program.form, choice, program.prefix, 2 if program.worker else 1)
-        own = replace(bound, worker=program.worker)
+        name, choice = f"{program.model}_{level.name}", choices.get(level.name, Choice({}))
+        threads = 2 if program.worker else 1
+        bound = partial(bind, graph, at, name, program.form, prefix=program.prefix, threads=threads)
+        own = bound(choice=choice)
+        if found and (kept := _smaller(graph, own, found[-1][1], choice)):
+            own = bound(choice=replace(choice, kernels=kept))
+        own = replace(own, worker=program.worker)
         found.append((at, _sharing(own, [program, *(p for _, p in found)])))
     arena = max([program.arena, *(p.arena for _, p in found)])
     return replace(program, arena=arena), found
+
+
+def _smaller(graph: LoweredGraph, own: Program, before: Program, choice: Choice) -> dict[str, str]:
+    """The choice with those rows of the level before that pack weights smaller; empty: there are none."""
+    rows = [{c.node: KERNELS[c.kernel] for c in p.calls} for p in (own, before)]
+    kept = {node: row.name for node, row in smaller(graph, *rows).items() if node not in choice.kernels}
+    return {**kept, **choice.kernels} if kept else {}
 
 
 def _sharing(program: Program, before: Sequence[Program]) -> Program:
