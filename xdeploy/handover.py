@@ -220,6 +220,11 @@ class CompressionPlan:
     def __getitem__(self, origin: str) -> PlanLine:
         return next(x for x in self.layers if x.origin == origin)
 
+    @property
+    def sparse(self) -> bool:
+        """Whether weights of some layer become zero."""
+        return any(x.density is not None for x in self.layers)
+
     def save(self, path: Path) -> None:
         """Write plan.json."""
         rows = [{**asdict(x), "keep": None if x.keep is None else list(x.keep)} for x in self.layers]

@@ -23,7 +23,8 @@ class RecoverOptions:
     temperature: float = 4.0  # of distill, what softens both outputs
     # of convolutions and products: auto (bfloat16 on CPUs with AMX, channels last) | float32 | bfloat16
     precision: str = "auto"
-    batchnorm: bool = True  # behind each hidden layer while training, folded into its scales and bias after
+    # behind each hidden layer while training, folded into its scales and bias after; not set: where weights become zero
+    batchnorm: bool | None = None
     augment: bool = True  # random crop (pad 4) and flip for images of 16 pixels and more
 
     def __post_init__(self) -> None:

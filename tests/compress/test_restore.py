@@ -13,7 +13,8 @@ from xdeploy.compress.apply import compress
 from xdeploy.compress.compact import PLAIN, Rules
 from xdeploy.compress.fakequant import FakeQuantModule
 from xdeploy.compress.normalise import moments
-from xdeploy.compress.restore import restore
+from xdeploy.compress.restore import behind, restore
+from xdeploy.compress.trainable import TrainableModule
 from xdeploy.handover import CompressionPlan, PlanLine
 from xdeploy.recipe import CompressOptions, RecoverOptions
 
@@ -86,3 +87,40 @@ def test_integers_keep_to_their_rules():
     same = made(network, plan_of(network, "int4"), False)
     assert restore(same, moments(network, [TRAIN[0]]), [TRAIN[0]], Rules(tensor=True)) is same
     assert restore(same, {}, [TRAIN[0]], PLAIN) is same
+
+
+@pytest.mark.parametrize("make", [plain, residual])
+@pytest.mark.parametrize(("formats", "compact"), [(("int3",), False), (("int4", "c2s8"), False), (("int2",), True)])
+def test_training_can_begin_where_it_ends(make, formats, compact):
+    """The float weights behind restored codes round to those codes, and give what the device computes."""
+    network = trained(make())
+    before = made(network, plan_of(network, *formats), False, compact)
+    rules = Rules(compact=compact)
+    model = restore(before, moments(network, [TRAIN[0]]), [TRAIN[0]], rules)
+    begun = behind(model, before)
+    module = TrainableModule(begun, rules)
+    for name, w in model.weights.items():
+        np.testing.assert_array_equal(module.layer(name).codes().numpy(), w.codes)
+    with torch.no_grad():
+        torch.testing.assert_close(module(CHECK[0]), FakeQuantModule(model)(CHECK[0]))
+    assert begun.weights == model.weights
+    np.testing.assert_array_equal(before.network.params["stem"]["weight"], network.params["stem"]["weight"])
+
+
+@pytest.mark.parametrize(("density", "batchnorm", "steps"), [
+    (None, None, ["quantise", "restore", "recover"]),
+    (None, True, ["quantise", "recover"]),
+    (0.5, None, ["quantise", "recover"]),
+    (0.5, False, ["quantise", "recover"]),
+])  # fmt: skip
+def test_what_training_begins_with(density, batchnorm, steps):
+    """BatchNorm where weights become zero, else moments given back; without either where zeros grow only then."""
+    network = trained(plain(), 20)
+    plan = CompressionPlan(tuple(PlanLine(x.name, "int3", density=density) for x in network.weighted()))
+    model = compress(
+        network, plan, None, io_of(network), lambda: [TRAIN[0]], lambda epoch: batches(*TRAIN),
+        lambda: batches(*CHECK), CompressOptions(), RecoverOptions(epochs=1, batchnorm=batchnorm), 0,
+    )  # fmt: skip
+    assert [s["step"] for s in model.steps] == steps
+    if "restore" in steps:
+        assert model.steps[-1]["accuracy_after"] >= model.steps[-1]["accuracy_before"]

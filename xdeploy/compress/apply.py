@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,8 +20,8 @@ from xdeploy.compress.integer import quantise_layer
 from xdeploy.compress.model import CompressedModel, QuantisedWeight
 from xdeploy.compress.normalise import Moments, moments
 from xdeploy.compress.prune import kept_channels, prune_network, prune_relevance
-from xdeploy.compress.recover import Constrain, Setting, assign_once, fine_tune
-from xdeploy.compress.restore import restore
+from xdeploy.compress.recover import Constrain, Setting, assign_once, fine_tune, normalises
+from xdeploy.compress.restore import behind, restore
 from xdeploy.compress.zeros import masks, with_zeros
 from xdeploy.errors import UsageError
 from xdeploy.formats import Float64, QParams
@@ -109,13 +109,17 @@ def compress(
     log.start(NetworkModule(network).eval(), 4 * network.parameters())
     pruned, relevance = _pruned(network, plan, relevance, rescore, log)
     rules = rules_of(plan, options, ecq)
-    wanted = recover.batchnorm if recover.epochs > 0 else options.restore
-    norms = _norms(network, plan, calibration, memory) if wanted else None
+    way = _way(plan, options, recover)
+    norms = _norms(network, plan, calibration, memory) if way else None
     ranges = pruned if norms is None else network  # of what outputs will be like
     model = quantise(pruned, plan, relevance, io, calibration, options, progress, memory, rules, ranges)
     log.step("quantise", FakeQuantModule(model), packed_bytes(model))
     constrain = partial(constraint_of, options=ecq, rescore=rescore, relevance=relevance)
     if recover.epochs > 0 and train is not None:
+        if norms is not None and way == "restore":
+            model = behind(restore(model, norms, calibration(), rules), model)
+            log.step("restore", FakeQuantModule(model), packed_bytes(model))
+            norms = None
         setting = Setting(constrain, rules, network, checkpoint, train_steps, calibration, norms)
         model = fine_tune(model, train, validation, recover, seed, progress, setting)
         log.step("recover", FakeQuantModule(model), packed_bytes(model))
@@ -124,6 +128,13 @@ def compress(
         inputs = calibration if measure_steps else lambda: islice(calibration(), TRIAL_BATCHES)
         model = _untrained(model, constrain if assigned else None, norms, inputs, rules, log)
     return replace(model, steps=tuple(log.steps))
+
+
+def _way(plan: CompressionPlan, options: CompressOptions, recover: RecoverOptions) -> Literal["", "restore", "train"]:
+    """What moments of the float network are for: given back once, or trained with; before zeros grow, neither."""
+    if recover.epochs > 0 and normalises(recover, plan):
+        return "train"
+    return "restore" if options.restore and not (recover.epochs > 0 and plan.sparse) else ""
 
 
 def _untrained(
@@ -177,7 +188,7 @@ def _pruned(
 
 def rules_of(plan: CompressionPlan, options: CompressOptions, ecq: EcqOptions | None) -> Rules:
     """What all layers' integers keep to: compact ones where asked for, or where the plan or ECQ makes zeros."""
-    sparse = (ecq is not None and ecq.method != "off") or any(line.density is not None for line in plan.layers)
+    sparse = (ecq is not None and ecq.method != "off") or plan.sparse
     return Rules(compact=sparse if options.compact is None else options.compact, tensor=options.scale == "tensor")
 
 

@@ -68,7 +68,7 @@ def constraint_of(
     """
     if options is not None and options.method != "off":
         return EntropyConstraint(module, options, rescore)
-    if any(module.compressed.plan[name].density is not None for name in module.names):
+    if module.compressed.plan.sparse:
         return Pruning(module, (options or EcqOptions()).ramp, relevance)
     return None
 

@@ -28,6 +28,7 @@ from xdeploy.compress.normalise import Moments, moments
 from xdeploy.compress.optimise import Average, Optimiser, Teacher, bfloat16_pays, loss, squashes
 from xdeploy.compress.trainable import TrainableModule
 from xdeploy.errors import UsageError
+from xdeploy.handover import CompressionPlan
 from xdeploy.model.network import Network
 from xdeploy.model.top1 import accuracy, channels_last
 from xdeploy.recipe import RecoverOptions
@@ -92,6 +93,11 @@ def fine_tune(
         return _Tuning(model, train, validation, options, setting or Setting(), progress).run()
 
 
+def normalises(options: RecoverOptions, plan: CompressionPlan) -> bool:
+    """Whether hidden layers get BatchNorm while they are fine-tuned: as told, else where weights become zero."""
+    return plan.sparse if options.batchnorm is None else options.batchnorm
+
+
 def assign_once(model: CompressedModel, constrain: Constrain, rules: Rules = PLAIN) -> CompressedModel:
     """The model with its zeros and codes decided at full strength, without training."""
     module = TrainableModule(model, rules)
@@ -117,7 +123,7 @@ class _Tuning:
         self.bfloat16 = bfloat16_pays() if options.precision == "auto" else options.precision == "bfloat16"
         self.steps = setting.steps or _count(train(0))
         norms = None
-        if options.batchnorm:
+        if normalises(options, model.plan):
             norms = moments(model.network, self._sample()) if setting.norms is None else setting.norms
         self.module = TrainableModule(model, setting.rules, self.bfloat16, norms)
         self.optimiser = Optimiser(self.module, options)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from xdeploy.compress.integer import requant_shift, stored_bias
 from xdeploy.compress.model import CompressedModel
 from xdeploy.compress.normalise import Moments, Norm, Tally
 from xdeploy.formats import prove_accumulator
+from xdeploy.model.network import Network
 from xdeploy.model.torchmodule import Conv, Dense
 
 
@@ -81,3 +83,14 @@ def restore(model: CompressedModel, norms: Moments, inputs: Iterable[Tensor], ru
         shift = requant_shift(name, source, scale, out)
         prove_accumulator(w.values.reshape(len(w.codes), -1), codes, shift, name)
     return replace(model, weights=weights)
+
+
+def behind(model: CompressedModel, before: CompressedModel) -> CompressedModel:
+    """`model`, made of `before` by `restore`, with float weights that its codes and biases come from, to train on."""
+    params = {name: dict(p) for name, p in model.network.params.items()}
+    for name, w in model.weights.items():
+        source, p = model.activations[model.network[name].inputs[0]], params[name]
+        gain = (w.scale / before.weights[name].scale).reshape(-1, *[1] * (p["weight"].ndim - 1))
+        p["weight"] = p["weight"] * gain
+        p["bias"] = (w.bias * (w.scale.astype(np.float64) * source.scale)).astype(np.float32)
+    return replace(model, network=Network(model.network.layers, params))
