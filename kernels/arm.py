@@ -184,9 +184,9 @@ class _Writer(WindowWriter):
         s.integer("pairs", 4**self.row.format.bits)
         first = "T.shift_right(table_at, 2)"
         with s.block("for k in range(T.max(pairs, 1)):"), s.block("for n in range(T.max(pairs, 1)):"):
-            s("high: T.let[T.int32] = pairs - 1 - k")
-            s(f"S[{first} + (high * pairs + n) * 2 + 1] = S[{first} + high * 2]")
-            s(f"S[{first} + (high * pairs + n) * 2] = S[{first} + n * 2]")
+            s("behind: T.let[T.int32] = pairs - 1 - k")
+            s(f"S[{first} + (behind * pairs + n) * 2 + 1] = S[{first} + behind * 2]")
+            s(f"S[{first} + (behind * pairs + n) * 2] = S[{first} + n * 2]")
 
     def _window(self) -> None:
         """A pointwise layer's windows are its pixels."""
