@@ -69,6 +69,8 @@ class CompressOptions:
     scale: str = "channel"  # what has a weight scale of its own: channel | tensor, the whole layer
     # scales of 5 bits, biases in multiples of a power of two; None: where ecq or a density is used
     compact: bool | None = None
+    # codes are chosen one after the other for the layer's outputs over calibration samples, not each for its weight
+    reconstruct: bool = False
     # without fine-tuning, scales and biases give every channel's output the mean and deviation of the float network's
     restore: bool = True
     further: bool = False  # a file that is quantised already is taken as its float view and compressed once more
@@ -252,6 +254,11 @@ def _check(recipe: Recipe) -> None:
         _one_of("build.stream", stream, ("auto", "off", "min"))
     elif not 2 <= stream <= 4096:
         raise UsageError(f"recipe key 'build.stream' must be auto, off, min or 2..4096 bands, got {stream}")
+    if recipe.compress.reconstruct and recipe.ecq.method != "off":
+        raise UsageError(
+            f"recipe keys 'compress.reconstruct' and 'ecq.method' = {recipe.ecq.method!r}: both would choose the codes",
+            hint='set ecq.method = "off", or leave compress.reconstruct out',
+        )
     _one_of("package.form", recipe.package.form, ("tuned", "portable"))
     _check_prefix(recipe.package.prefix)
     _one_of("tune.effort", recipe.tune.effort, ("off", "quick", "full"))

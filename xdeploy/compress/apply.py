@@ -20,6 +20,7 @@ from xdeploy.compress.integer import quantise_layer
 from xdeploy.compress.model import CompressedModel, QuantisedWeight
 from xdeploy.compress.normalise import Moments, moments
 from xdeploy.compress.prune import kept_channels, prune_network, prune_relevance
+from xdeploy.compress.reconstruct import reconstruct
 from xdeploy.compress.recover import Constrain, Setting, assign_once, fine_tune, normalises
 from xdeploy.compress.restore import behind, restore
 from xdeploy.compress.zeros import masks, with_zeros
@@ -114,6 +115,9 @@ def compress(
     ranges = pruned if norms is None else network  # of what outputs will be like
     model = quantise(pruned, plan, relevance, io, calibration, options, progress, memory, rules, ranges)
     log.step("quantise", FakeQuantModule(model), packed_bytes(model))
+    if options.reconstruct:
+        model = reconstruct(model, calibration(), rules)
+        log.step("reconstruct", FakeQuantModule(model), packed_bytes(model))
     constrain = partial(constraint_of, options=ecq, rescore=rescore, relevance=relevance)
     if recover.epochs > 0 and train is not None:
         if norms is not None and way == "restore":
