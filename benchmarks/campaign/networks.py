@@ -114,7 +114,7 @@ NETWORKS = {
         ),
         Net(
             "resnet20", "xdeploy.model.zoo:resnet20", "CIFAR-10 (JPEG)",
-            _cifar("resnet20-cifar10-jpeg.safetensors"), Schedule(6, 0.004), threads=1, one_float=True,
+            _cifar("resnet20-cifar10-jpeg.safetensors"), Schedule(4, 0.001), threads=1, one_float=True,
             validation=0.04,  # 2,000 images
         ),
         Net(
