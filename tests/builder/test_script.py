@@ -74,6 +74,7 @@ def test_every_statement(body: str) -> None:
         "    X[0] = X[1] if n < 9 else X[2]\n",
         "    X[n] = (\n        T.int8(3)\n    )\n",
         "    X[n] += T.int8(3)\n",
+        "    X[n] = T.int8(len([n]))\n",  # none of Python's own functions
         "    while n > 3:\n        X[0] = X[n]\n",
         "    n: T.let[T.int32] = 3\n    X[n] = T.int8(0)\n",
         "    m = T.int8(3)\n    for i in range(n):\n        m: T.let[T.int32] = i\n        X[m] = T.int8(0)\n",

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*(ROOT / "xdeploy").rglob("*.py"), *(ROOT / "kernels").glob("*.py")])
 # between this program and the processes that it starts to measure, over their own pipes: never from a file
 PIPES = {"xdeploy/tune/worker.py", "xdeploy/tune/__main__.py"}
-# what stands in the texts that kernels' own rows write, and TVM would evaluate otherwise
+# what stands in the texts that kernels' own rows write, and TVM would evaluate otherwise; without Python's own names
 TEXTS = {"xdeploy/builder/script.py"}
 _BANNED = {
     "eval", "exec", "pickle.load", "pickle.loads", "pickle.Unpickler", "cPickle.load", "marshal.load", "marshal.loads",
@@ -44,7 +44,7 @@ def found(source: str) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_nothing_runs_code_from_data(path: Path) -> None:
     name = path.relative_to(ROOT).as_posix()
-    allowed = {"pickle.load"} if name in PIPES else {"eval"} if name in TEXTS else set()
+    allowed = {"pickle.load"} if name in PIPES else {"eval", "exec"} if name in TEXTS else set()
     assert set(found(path.read_text())) <= allowed
 
 

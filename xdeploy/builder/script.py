@@ -48,7 +48,7 @@ def _quickly(text: str) -> Any:
     if not isinstance(head, ast.FunctionDef) or lines[0] != "@T.prim_func":
         raise _LeftToTVMError(lines[0])
     kinds = {a.arg: a.annotation for a in head.args.args}
-    names = {**_default_globals(), **_builders()}
+    names = {**_default_globals(), **_builders(), "__builtins__": {}}  # nothing of Python's own
     body = [f"def {head.name}({', '.join(kinds)}):", *_Lines(kinds).of(lines[2:])]
     exec(compile("\n".join(body), "<kernel>", "exec"), names)
     with IRBuilder() as builder, T.prim_func(is_private=False, s_tir=False, persistent=False):
@@ -221,7 +221,7 @@ class _Lines:
             self._put(column, f"with _when({_expression(condition)}):")
             self._put(column, " with _then():")
         else:
-            holds = self.decided[column] = bool(eval(condition))
+            holds = self.decided[column] = bool(eval(condition, {"__builtins__": {}}))
             self._decide(column, holds)
 
     def _otherwise(self, column: int) -> None:
