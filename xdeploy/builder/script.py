@@ -70,13 +70,17 @@ def _annotated(annotation: ast.expr | None, names: dict[str, Any]) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------- what statements call
+@functools.cache
 def _builders() -> dict[str, Callable[..., Any]]:
     """The functions that a translated text calls, by the names it has for them: none a kernel could have."""
+    return {**_plain_statements(), **_blocks()}
+
+
+def _plain_statements() -> dict[str, Callable[..., Any]]:
+    """Those of statements that hold no others."""
     import tvm
     from tvm.ir import Expr, TensorLoad, Var
     from tvm.script.ir_builder import IRBuilder
-    from tvm.script.parser.core import doc
-    from tvm.script.parser.core.evaluator import _eval_op
     from tvm.tirx import is_buffer_var
     from tvm.tirx.script import builder as T  # noqa: N812
 
@@ -116,6 +120,18 @@ def _builders() -> dict[str, Callable[..., Any]]:
         if value is not None:
             T.evaluate(value)
 
+    return {"_bind": bind, "_assign": assign, "_let": let, "_call": call, "_store": T.buffer_store}
+
+
+def _blocks() -> dict[str, Callable[..., Any]]:
+    """Those of loops and conditions."""
+    import tvm
+    from tvm.ir import Var
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.script.parser.core import doc
+    from tvm.script.parser.core.evaluator import _eval_op
+    from tvm.tirx.script import builder as T  # noqa: N812
+
     def count(*bounds: Any) -> Any:
         """`range`."""
         first, last = (0, *bounds) if len(bounds) == 1 else bounds
@@ -147,8 +163,7 @@ def _builders() -> dict[str, Callable[..., Any]]:
         return _eval_op(getattr(doc, kind)(), list(values))
 
     return {
-        "_bind": bind, "_assign": assign, "_let": let, "_call": call, "_count": count, "_loop": loop, "_when": when,
-        "_then": T.Then, "_else": T.Else, "_operate": operate, "_store": T.buffer_store,
+        "_count": count, "_loop": loop, "_when": when, "_then": T.Then, "_else": T.Else, "_operate": operate,
     }  # fmt: skip
 
 

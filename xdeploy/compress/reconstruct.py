@@ -99,13 +99,13 @@ class _Reconstruction(FakeQuantModule):
         moved = codes != old.codes.reshape(shape)
         bias = params["bias"] + scale[:, 0] * shift
         weight = np.where(moved, chosen.values.reshape(shape), weight) * scale
-        if self._fits(name, chosen, bias):
+        if self._took(name, chosen, bias):
             self.params[name] |= {
                 "weight": weight.reshape(params["weight"].shape).astype(np.float32), "bias": bias.astype(np.float32)
             }  # fmt: skip
 
-    def _fits(self, name: str, chosen: QuantisedWeight, bias: Float64) -> bool:
-        """Take the codes, with this float bias, if their sums fit into int32."""
+    def _took(self, name: str, chosen: QuantisedWeight, bias: Float64) -> bool:
+        """Take the codes, with this float bias, if their sums fit into int32; whether they did."""
         source = self.activations[self.network[name].inputs[0]]
         out = self.activations[self.network.quantised(name)]
         stored = stored_bias(bias, source, chosen.scale, out, self.rules)
