@@ -69,8 +69,9 @@ class CompressOptions:
     scale: str = "channel"  # what has a weight scale of its own: channel | tensor, the whole layer
     # scales of 5 bits, biases in multiples of a power of two; None: where ecq or a density is used
     compact: bool | None = None
-    # codes are chosen one after the other for the layer's outputs over calibration samples, not each for its weight
-    reconstruct: bool = False
+    # codes below 8 bits are chosen one after the other for the layer's outputs over calibration samples, not each for
+    # its weight, and zeros made up for, before training begins; None: where neither ecq nor training chooses them
+    reconstruct: bool | None = None
     # without fine-tuning, scales and biases give every channel's output the mean and deviation of the float network's
     restore: bool = True
     further: bool = False  # a file that is quantised already is taken as its float view and compressed once more

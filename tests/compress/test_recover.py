@@ -36,8 +36,8 @@ def test_training_recovers_accuracy(formats, softmax):
         last = network.output
         network = Network((*network.layers, Layer("soft", "softmax", (last.name,), last.shape)), network.params)
     model = recovered(network, formats)
-    quantised, restored, after = model.steps
-    assert [x["step"] for x in model.steps] == ["quantise", "restore", "recover"]
+    quantised, _, restored, after = model.steps
+    assert [x["step"] for x in model.steps] == ["quantise", "reconstruct", "restore", "recover"]
     lost = quantised["accuracy_before"] - restored["accuracy_after"]
     assert after["accuracy_after"] >= restored["accuracy_after"] + (0.4 * lost if lost > 5 else 0)
     assert {n: w.format_name for n, w in model.weights.items()} == {

@@ -22,7 +22,7 @@ TRAIN, CHECK = task(512, seed=1), task(256, seed=2)
 
 
 def made(network, plan, restored, compact=None, inputs=TRAIN[0]):
-    options = CompressOptions(restore=restored, compact=compact)
+    options = CompressOptions(restore=restored, compact=compact, reconstruct=False)
     return compress(
         network, plan, None, io_of(network), lambda: [inputs], None, lambda: batches(*CHECK), options,
         RecoverOptions(), 0,
@@ -108,8 +108,8 @@ def test_training_can_begin_where_it_ends(make, formats, compact):
 
 
 @pytest.mark.parametrize(("density", "batchnorm", "steps"), [
-    (None, None, ["quantise", "restore", "recover"]),
-    (None, True, ["quantise", "recover"]),
+    (None, None, ["quantise", "reconstruct", "restore", "recover"]),
+    (None, True, ["quantise", "reconstruct", "recover"]),
     (0.5, None, ["quantise", "recover"]),
     (0.5, False, ["quantise", "recover"]),
 ])  # fmt: skip

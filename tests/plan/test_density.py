@@ -103,9 +103,7 @@ def test_the_plan_says_what_compress_does(tmp_path):
     options = PlanOptions(formats=("int4", "c3s8", "int8"), flash=1500, density=0.3, zeros="relevance")
     plan = allocate(network, relevance, options)
     x, _ = task(16)
-    given = CompressOptions()
-    if hasattr(given, "compact"):
-        given = replace(given, compact=False)
+    given = CompressOptions(compact=False, reconstruct=False)
     model = compress(network, plan, relevance, io_of(network), lambda: [x], None, None, given, RecoverOptions(), 0)
     coded = 0
     for name, w in model.weights.items():

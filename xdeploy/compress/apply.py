@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -20,9 +20,10 @@ from xdeploy.compress.integer import quantise_layer
 from xdeploy.compress.model import CompressedModel, QuantisedWeight
 from xdeploy.compress.normalise import Moments, moments
 from xdeploy.compress.prune import kept_channels, prune_network, prune_relevance
-from xdeploy.compress.reconstruct import reconstruct
-from xdeploy.compress.recover import Constrain, Setting, assign_once, fine_tune, normalises
+from xdeploy.compress.reconstruct import gains, reconstruct
+from xdeploy.compress.recover import Constrain, Setting, assign_once, fine_tune
 from xdeploy.compress.restore import behind, restore
+from xdeploy.compress.steps import steps_of
 from xdeploy.compress.zeros import masks, with_zeros
 from xdeploy.errors import UsageError
 from xdeploy.formats import Float64, QParams
@@ -33,7 +34,7 @@ from xdeploy.model.torchmodule import NetworkModule
 from xdeploy.quantise import importance
 from xdeploy.recipe import CompressOptions, EcqOptions, RecoverOptions
 
-TRIAL_BATCHES = 4  # of calibration inputs that moments are given back over while a plan is tried
+TRIAL_BATCHES = 4  # of calibration inputs that codes and moments are taken of while a plan is tried
 Inputs = Callable[[], Iterable[Tensor]]  # fresh batches (N, *input shape) at every call
 Train = Callable[[int], Iterable[tuple[Tensor, Tensor]]]  # the batches of epoch 0, 1, ..., shuffled and augmented
 Labelled = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # fresh batches of inputs and class numbers (N,)
@@ -92,7 +93,7 @@ def compress(
             None: the old scores of what is left.
         progress: told (what, done, total) along the way.
         measure_steps: whether validation accuracy is taken before and after each step. Without, this is a trial of a
-            plan, and moments are given back over fewer samples.
+            plan, and codes and moments are taken of fewer samples.
         ecq: how codes are assigned in layers whose plan line has a density; None: by nearness, the plan's zeros pruned.
         checkpoint: where the state of fine-tuning is kept after every epoch, and found again; None: nowhere.
         train_steps: batches in an epoch; None: they are counted.
@@ -110,35 +111,30 @@ def compress(
     log.start(NetworkModule(network).eval(), 4 * network.parameters())
     pruned, relevance = _pruned(network, plan, relevance, rescore, log)
     rules = rules_of(plan, options, ecq)
-    way = _way(plan, options, recover)
-    norms = _norms(network, plan, calibration, memory) if way else None
+    steps = steps_of(plan, options, recover, ecq)
+    norms = _norms(network, plan, calibration, memory) if steps.needs_moments else None
     ranges = pruned if norms is None else network  # of what outputs will be like
     model = quantise(pruned, plan, relevance, io, calibration, options, progress, memory, rules, ranges)
     log.step("quantise", FakeQuantModule(model), packed_bytes(model))
-    if options.reconstruct:
-        model = reconstruct(model, calibration(), rules)
+    inputs = calibration if measure_steps else lambda: islice(calibration(), TRIAL_BATCHES)
+    zeros = masks(pruned, plan, relevance)
+    standing = zeros if steps.reconstruct else {}
+    if steps.reconstruct and gains(model, zeros):
+        model = reconstruct(model, inputs(), rules, zeros)
         log.step("reconstruct", FakeQuantModule(model), packed_bytes(model))
-    constrain = partial(constraint_of, options=ecq, rescore=rescore, relevance=relevance)
+    constrain = partial(constraint_of, options=steps.ecq, rescore=rescore, relevance=relevance, standing=standing)
     if recover.epochs > 0 and train is not None:
-        if norms is not None and way == "restore":
+        if norms is not None and steps.restore:
             model = behind(restore(model, norms, calibration(), rules), model)
             log.step("restore", FakeQuantModule(model), packed_bytes(model))
-            norms = None
         setting = Setting(constrain, rules, network, checkpoint, train_steps, calibration, norms)
-        model = fine_tune(model, train, validation, recover, seed, progress, setting)
+        told = replace(recover, batchnorm=steps.batchnorm)
+        model = fine_tune(model, train, validation, told, seed, progress, setting)
         log.step("recover", FakeQuantModule(model), packed_bytes(model))
     else:
         assigned = ecq is not None and ecq.method != "off"
-        inputs = calibration if measure_steps else lambda: islice(calibration(), TRIAL_BATCHES)
         model = _untrained(model, constrain if assigned else None, norms, inputs, rules, log)
     return replace(model, steps=tuple(log.steps))
-
-
-def _way(plan: CompressionPlan, options: CompressOptions, recover: RecoverOptions) -> Literal["", "restore", "train"]:
-    """What moments of the float network are for: given back once, or trained with; before zeros grow, neither."""
-    if recover.epochs > 0 and normalises(recover, plan):
-        return "train"
-    return "restore" if options.restore and not (recover.epochs > 0 and plan.sparse) else ""
 
 
 def _untrained(

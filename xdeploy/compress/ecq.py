@@ -25,6 +25,7 @@ from xdeploy.compress.zeros import order_of
 from xdeploy.errors import UsageError
 from xdeploy.handover import RelevanceMap
 from xdeploy.model.network import Network
+from xdeploy.ranking import Mask
 from xdeploy.trainoptions import EcqOptions
 
 Float32 = NDArray[np.float32]
@@ -59,9 +60,13 @@ class Constraint(Protocol):
 
 
 def constraint_of(
-    module: TrainableModule, options: EcqOptions | None, rescore: Rescore | None, relevance: RelevanceMap | None = None
+    module: TrainableModule,
+    options: EcqOptions | None,
+    rescore: Rescore | None,
+    relevance: RelevanceMap | None = None,
+    standing: Mapping[str, Mask] | None = None,
 ) -> Constraint | None:
-    """ECQ if asked for, else pruning where the plan has densities, else None.
+    """ECQ if asked for, else pruning where the plan has densities (from `standing` zeros if given), else None.
 
     Raises:
         UsageError: ecqx, or an order of zeros, without relevance.
@@ -69,7 +74,7 @@ def constraint_of(
     if options is not None and options.method != "off":
         return EntropyConstraint(module, options, rescore)
     if module.compressed.plan.sparse:
-        return Pruning(module, (options or EcqOptions()).ramp, relevance)
+        return Pruning(module, (options or EcqOptions()).ramp, relevance, standing)
     return None
 
 

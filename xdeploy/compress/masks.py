@@ -45,12 +45,19 @@ class Pruning:
         module: what is trained; layers without a density in the plan are left alone.
         ramp: share of the training over which the zeros grow to the plan's.
         relevance: scores of the network that training starts with, for plan lines whose order of zeros uses them.
+        standing: layer -> True where the weight is zero already, as many as the plan has; other layers' zeros grow.
 
     Raises:
         PlanError, UsageError: an order of zeros is unknown, or needs relevance that is missing.
     """
 
-    def __init__(self, module: TrainableModule, ramp: float, relevance: RelevanceMap | None = None) -> None:
+    def __init__(
+        self,
+        module: TrainableModule,
+        ramp: float,
+        relevance: RelevanceMap | None = None,
+        standing: Mapping[str, Mask] | None = None,
+    ) -> None:
         self.module, self.ramp = module, ramp
         lines = [module.compressed.plan[name] for name in module.names]
         self.lines = {line.origin: line for line in lines if line.density is not None}
@@ -60,7 +67,8 @@ class Pruning:
             scored = None if relevance is None else relevance.weight.get(name)
             if order not in ("magnitude", "lamp"):  # which in one layer is magnitude
                 self.fixed[name] = scores(order, module.layer(name).compared().numpy(), scored)
-        self.zeros: dict[str, Tensor] = {}  # True where a weight is zero for good
+        # True where a weight is zero for good
+        self.zeros = {name: torch.from_numpy(zero) for name, zero in (standing or {}).items()}
 
     def gradients(self) -> None:
         """Zeros have no gradient."""

@@ -7,14 +7,16 @@ of the largest inputs first, and each one's error is taken back by those still t
     w[k+1:] += (code[k] - w[k]) / U[k, k] * U[k, k+1:],   U' U = inverse of S, U upper triangular
 
 (OBQ in the order of GPTQ: Frantar et al. 2023, arXiv 2210.17323, algorithm 1; act-order is the released program's).
-Scales, codebooks and zeros stay. Inputs are those that the layers before give with their new codes. The mean error of
-each output, which the covariance leaves out, goes into the bias.
+The plan's zeros come first: all the weights that are left make up for them, which takes an inverse for each row; in
+layers too large for that, zeros are taken like other codes. Scales, codebooks and zeros stay. Inputs are those that the
+layers before give with their new codes. The mean error of each output, which the covariance leaves out, goes into the
+bias.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -31,9 +33,9 @@ from xdeploy.errors import UnsupportedError
 from xdeploy.formats import Float64, Int8, prove_accumulator
 from xdeploy.model.network import Network
 from xdeploy.model.torchmodule import Conv, Dense
+from xdeploy.ranking import Mask
 
-Bool = NDArray[np.bool_]
-
+NEAR_ENOUGH = 8  # bits, of which the nearest codes are taken
 SAMPLES = 512
 VALUES = 1 << 26  # of float32 in the largest tensor, over all samples: 256 MiB
 POSITIONS = 1 << 16  # of windows that a covariance is taken of
@@ -41,10 +43,18 @@ CHUNK = 1 << 12  # of them at once
 DAMPING = 0.01  # of the mean variance, added to all: few samples must not decide
 TINY = 1e-30  # for inputs that never change
 BLOCK = 64  # weights of a row between two updates of all later ones
+STEPS = 1e11  # of the sum of cubes of the rows' weights that are left, up to which each row has an inverse of its own
+
+
+def gains(model: CompressedModel, zeros: Mapping[str, Mask]) -> bool:
+    """Whether there are layers that `reconstruct` changes: with zeros, or of few bits."""
+    return any(name in zeros or w.format.bits < NEAR_ENOUGH for name, w in model.weights.items())
 
 
 @torch.no_grad()
-def reconstruct(model: CompressedModel, inputs: Iterable[Tensor], rules: Rules) -> CompressedModel:
+def reconstruct(
+    model: CompressedModel, inputs: Iterable[Tensor], rules: Rules, zeros: Mapping[str, Mask]
+) -> CompressedModel:
     """The model with codes and biases chosen for its layers' outputs over a sample of inputs.
 
     Where a code is not the nearest one of its float weight, the float weight becomes what the code stands for, so that
@@ -54,9 +64,10 @@ def reconstruct(model: CompressedModel, inputs: Iterable[Tensor], rules: Rules) 
         model: of codes that nearness chose; not changed.
         inputs: batches (N, *input shape), of which the first SAMPLES samples at most are taken; at least one.
         rules: what the integers keep to.
+        zeros: layer -> True where the weight is zero and stays so (weight's shape); layers without are dense.
     """
     largest = max(int(np.prod(layer.shape)) for layer in model.network.layers)
-    module = _Reconstruction(model, rules)
+    module = _Reconstruction(model, rules, zeros)
     module(_first(inputs, min(SAMPLES, max(1, VALUES // largest))))
     return replace(model, weights=module.weights, network=Network(model.network.layers, module.params))
 
@@ -74,14 +85,14 @@ def _first(inputs: Iterable[Tensor], count: int) -> Tensor:
 class _Reconstruction(FakeQuantModule):
     """Gives each layer its new codes when its input is known, right before it is run with them."""
 
-    def __init__(self, compressed: CompressedModel, rules: Rules) -> None:
+    def __init__(self, compressed: CompressedModel, rules: Rules, zeros: Mapping[str, Mask]) -> None:
         super().__init__(compressed)
-        self.compressed, self.rules = compressed, rules
+        self.rules, self.zeros = rules, zeros
         self.weights = dict(compressed.weights)
         self.params = {name: dict(p) for name, p in compressed.network.params.items()}
 
     def _layer(self, name: str, module: nn.Module, xs: list[Tensor]) -> Tensor:
-        if isinstance(module, Conv | Dense):
+        if isinstance(module, Conv | Dense) and (name in self.zeros or self.weights[name].format.bits < NEAR_ENOUGH):
             self._choose(name, module, xs[0])
             source = self.activations[self.network[name].inputs[0]]
             for key, value in real_params(self.weights[name], source).items():
@@ -93,12 +104,12 @@ class _Reconstruction(FakeQuantModule):
         shape = (len(old.codes), -1)
         scale = old.scale.astype(np.float64)[:, None]
         weight = params["weight"].astype(np.float64).reshape(shape) / scale
-        zero = (old.values.reshape(shape) == 0) & (self.compressed.plan[name].density is not None)
+        zero = self.zeros[name].reshape(shape) if name in self.zeros else np.zeros(weight.shape, np.bool_)
         codes, shift = _codes(weight, old, module, x, zero)
         chosen = replace(old, codes=codes.reshape(old.codes.shape))
         moved = codes != old.codes.reshape(shape)
         bias = params["bias"] + scale[:, 0] * shift
-        weight = np.where(moved, chosen.values.reshape(shape), weight) * scale
+        weight = np.where(zero, 0.0, np.where(moved, chosen.values.reshape(shape), weight)) * scale
         if self._took(name, chosen, bias):
             self.params[name] |= {
                 "weight": weight.reshape(params["weight"].shape).astype(np.float32), "bias": bias.astype(np.float32)
@@ -152,7 +163,7 @@ def _moments(module: Conv | Dense, x: Tensor) -> tuple[Float64, Float64]:
     return mean.numpy(), (square / count - mean[:, :, None] * mean[:, None, :]).numpy()
 
 
-def _codes(weight: Float64, old: QuantisedWeight, module: Conv | Dense, x: Tensor, zero: Bool) -> tuple[Int8, Float64]:
+def _codes(weight: Float64, old: QuantisedWeight, module: Conv | Dense, x: Tensor, zero: Mask) -> tuple[Int8, Float64]:
     """Codes (O, row), and what all errors of a row shift its output's mean by (O,), in steps.
 
     Args:
@@ -176,7 +187,7 @@ def _codes(weight: Float64, old: QuantisedWeight, module: Conv | Dense, x: Tenso
     return found, shift
 
 
-def rounded(weight: Float64, covariance: Float64, values: Float64, zero: Bool) -> NDArray[np.intp]:
+def rounded(weight: Float64, covariance: Float64, values: Float64, zero: Mask) -> NDArray[np.intp]:
     """Which of `values` each weight becomes: (O, row) indices.
 
     Args:
@@ -185,19 +196,33 @@ def rounded(weight: Float64, covariance: Float64, values: Float64, zero: Bool) -
         values: what weights can become, ascending.
         zero: (O, row) of weights that become 0 whatever they are; their index says nothing.
     """
-    size = covariance.shape[0]
     order = np.argsort(-np.diag(covariance), kind="stable")
     spread = covariance[np.ix_(order, order)]
-    spread[np.diag_indices(size)] += DAMPING * float(np.diag(spread).mean()) + TINY
+    spread[np.diag_indices(len(order))] += DAMPING * float(np.diag(spread).mean()) + TINY
+    w, zeros, index = weight[:, order], zero[:, order], np.zeros(weight.shape, np.intp)
+    if not zeros.any() or float(((~zeros).sum(1).astype(np.float64) ** 3).sum()) > STEPS:
+        index[:, order] = _in_turn(w, spread, values, zeros)
+        return index
+    for row, kept in enumerate(~zeros):
+        if kept.any():
+            inner = spread[np.ix_(kept, kept)]
+            made_up = np.linalg.solve(inner, spread[kept] @ w[row])
+            index[row, order[kept]] = _in_turn(made_up[None], inner, values, np.zeros((1, len(inner)), np.bool_))[0]
+    return index
+
+
+def _in_turn(weight: Float64, spread: Float64, values: Float64, zero: Mask) -> NDArray[np.intp]:
+    """Indices (O, row) of weights that are rounded from the first to the last; `spread` is positive definite."""
+    size = len(spread)
     upper = np.linalg.cholesky(np.linalg.inv(spread)).T
     middle = (values[1:] + values[:-1]) / 2
-    w, index = weight[:, order].copy(), np.empty(weight.shape, np.intp)
+    w, index = weight.copy(), np.empty(weight.shape, np.intp)
     for start in range(0, size, BLOCK):
         stop = min(start + BLOCK, size)
         errors = np.empty((len(w), stop - start))
         for k in range(start, stop):
-            index[:, order[k]] = found = np.searchsorted(middle, w[:, k])
-            error = (w[:, k] - np.where(zero[:, order[k]], 0.0, values[found])) / upper[k, k]
+            index[:, k] = found = np.searchsorted(middle, w[:, k])
+            error = (w[:, k] - np.where(zero[:, k], 0.0, values[found])) / upper[k, k]
             w[:, k + 1 : stop] -= error[:, None] * upper[k, k + 1 : stop]
             errors[:, k - start] = error
         w[:, stop:] -= errors @ upper[start:stop, stop:]

@@ -28,7 +28,6 @@ from xdeploy.compress.normalise import Moments, moments
 from xdeploy.compress.optimise import Average, Optimiser, Teacher, bfloat16_pays, loss, squashes
 from xdeploy.compress.trainable import TrainableModule
 from xdeploy.errors import UsageError
-from xdeploy.handover import CompressionPlan
 from xdeploy.model.network import Network
 from xdeploy.model.top1 import accuracy, channels_last
 from xdeploy.recipe import RecoverOptions
@@ -80,7 +79,7 @@ def fine_tune(
         model: where to start; its network holds the float weights. Not changed.
         train: epoch number -> batches of inputs and classes; the same ones whenever it is asked for an epoch.
         validation: gives batches to select with.
-        options: epochs, optimiser, learning rate, schedule and so on.
+        options: epochs, optimiser, learning rate, schedule and so on; batchnorm as told, not set is without.
         seed: of torch's generator while training.
         progress: told ("recover", steps done, steps in all).
         setting: see there.
@@ -91,11 +90,6 @@ def fine_tune(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _Tuning(model, train, validation, options, setting or Setting(), progress).run()
-
-
-def normalises(options: RecoverOptions, plan: CompressionPlan) -> bool:
-    """Whether hidden layers get BatchNorm while they are fine-tuned: as told, else where weights become zero."""
-    return plan.sparse if options.batchnorm is None else options.batchnorm
 
 
 def assign_once(model: CompressedModel, constrain: Constrain, rules: Rules = PLAIN) -> CompressedModel:
@@ -123,7 +117,7 @@ class _Tuning:
         self.bfloat16 = bfloat16_pays() if options.precision == "auto" else options.precision == "bfloat16"
         self.steps = setting.steps or _count(train(0))
         norms = None
-        if normalises(options, model.plan):
+        if options.batchnorm:
             norms = moments(model.network, self._sample()) if setting.norms is None else setting.norms
         self.module = TrainableModule(model, setting.rules, self.bfloat16, norms)
         self.optimiser = Optimiser(self.module, options)
