@@ -9,7 +9,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from xdeploy.errors import UnsupportedError
@@ -18,40 +17,9 @@ from xdeploy.lir.floating import float_model
 from xdeploy.lir.graph import LoweredGraph, Node
 from xdeploy.target import Target
 
+from .borders import dequantise, quantise
 from .nesttiles import PLAIN, Machine
 from .relaxed import Flat, flatten
-
-_BEFORE = """\
-@T.prim_func(s_tir=True)
-def dequantise(codes: T.Buffer(({count},), "int8"), values: T.Buffer({shape}, "float32")):
-    for {loops} in T.grid({sizes}):
-        with T.sblock("dequantise"):
-            {index} = T.axis.remap("{kinds}", [{loops}])
-            values[{index}] = (T.Cast("float32", codes[{at}]) - T.float32({zero})) * T.float32({scale})
-"""
-_AFTER = """\
-@T.prim_func(s_tir=True)
-def quantise(values: T.Buffer({shape}, "float32"), codes: T.Buffer(({count},), "int8")):
-    for {loops} in T.grid({sizes}):
-        with T.sblock("quantise"):
-            {index} = T.axis.remap("{kinds}", [{loops}])
-            codes[{at}] = T.Cast("int8", T.max(T.min(
-                T.nearbyint(values[{index}] / T.float32({scale})) + T.float32({zero}),
-                T.float32(127.0)), T.float32(-128.0)))
-"""
-
-
-def _border(text: str, shape: tuple[int, ...], scale: float, zero: int) -> str:
-    """Fill one of the texts for a tensor of the model (1, *shape); both need at least two axes to be a grid."""
-    wide = (1, *shape)
-    loops, index = ([f"{stem}{k}" for k in range(len(wide))] for stem in "iv")
-    at = "T.int64(0)"
-    for name, size in zip(index, wide, strict=True):
-        at = f"({at}) * T.int64({size}) + {name}"
-    return text.format(
-        count=int(np.prod(shape)), shape=wide, loops=", ".join(loops), sizes=", ".join(f"T.int64({n})" for n in wide),
-        index=", ".join(index), kinds="S" * len(wide), at=at, zero=float(zero), scale=repr(float(np.float32(scale))),
-    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=64)
@@ -63,8 +31,7 @@ def _compiled(
     zeros: tuple[int, int],
     machine: Machine = PLAIN,
 ) -> Flat:
-    before = _border(_BEFORE, given, scales[0], zeros[0])
-    return flatten(model, before, _border(_AFTER, result, scales[1], zeros[1]), machine)
+    return flatten(model, dequantise(given, scales[0], zeros[0]), quantise(result, scales[1], zeros[1]), machine)
 
 
 def _flat(graph: LoweredGraph, node: Node, machine: Machine = PLAIN) -> Flat:

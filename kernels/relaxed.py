@@ -49,13 +49,13 @@ class Flat:
     operations: float
 
 
-def flatten(model: bytes, before: str, after: str, machine: Machine) -> Flat:
+def flatten(model: bytes, before: Any, after: Any, machine: Machine) -> Flat:
     """Compile an ONNX model of one float32 input and output with fixed shapes.
 
     Args:
         model: the serialised ModelProto.
-        before: TVMScript of a function (int8 codes, float32 values) that makes the model's input.
-        after: TVMScript of a function (float32 values, int8 codes) that makes codes of its output.
+        before: TIR function (int8 codes, float32 values) that makes the model's input.
+        after: TIR function (float32 values, int8 codes) that makes codes of its output.
         machine: for which the loops are cut; constants and workspace do not depend on it.
 
     Raises:
@@ -162,17 +162,16 @@ class _Chain:
     workspace: int = 0  # bytes of the other part
     operations: float = 0.0
 
-    def run(self, module: Any, before: str, after: str) -> Flat:
+    def run(self, module: Any, before: Any, after: Any) -> Flat:
         """All pieces in order, printed."""
-        from tvm.script import from_source
         from tvm.tirx import PrimFunc, SeqStmt
 
         main = module["main"]
-        self.piece(from_source(before), ["input", "w:x"])
+        self.piece(before, ["input", "w:x"])
         tensors: list[tuple[Any, Any]] = [(main.params[0], "w:x")]
         for count, binding in enumerate(b for block in main.body.blocks for b in block.bindings):
             tensors.append((binding.var, self.bound(module, binding, tensors, f"w:t{count}")))
-        self.piece(from_source(after), [_look_up(tensors, main.body.body), "output"])
+        self.piece(after, [_look_up(tensors, main.body.body), "output"])
         merged = PrimFunc(self.params, SeqStmt(self.body), None, None).with_attr("global_symbol", "kernel")
         lines = [line for line in merged.script().splitlines() if not line.startswith("#")]
         text = "\n".join(lines).strip().replace("def kernel(", "def {symbol}(", 1) + "\n"

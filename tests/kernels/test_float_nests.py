@@ -144,14 +144,13 @@ def test_memory_and_constants_are_those_of_any_machine() -> None:
             assert {a.name for a in flat.args if a.kind == "const"} == set(want)
 
 
-def _borders(name: str) -> tuple[bytes, str, str]:
-    from xdeploy.kernels import fallback
+def _borders(name: str) -> tuple[bytes, object, object]:
+    from xdeploy.kernels import borders, fallback
 
     graph = case(name).graph
-    node, q = graph.nodes[0], {n: t.q for n, t in graph.tensors.items()}
-    texts = [fallback._border(text, graph.tensors[n].shape, q[n].scale, q[n].zero_point)
-             for text, n in ((fallback._BEFORE, "x"), (fallback._AFTER, "y"))]  # fmt: skip
-    return fallback.float_model(node), texts[0], texts[1]
+    x, y = (graph.tensors[n] for n in ("x", "y"))
+    before = borders.dequantise(x.shape, x.q.scale, x.q.zero_point)
+    return fallback.float_model(graph.nodes[0]), before, borders.quantise(y.shape, y.q.scale, y.q.zero_point)
 
 
 def test_tensors_between_functions_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
