@@ -20,7 +20,7 @@ from xdeploy.compress.integer import quantise_layer
 from xdeploy.compress.model import CompressedModel, QuantisedWeight
 from xdeploy.compress.normalise import Moments, moments
 from xdeploy.compress.prune import kept_channels, prune_network, prune_relevance
-from xdeploy.compress.reconstruct import gains, reconstruct
+from xdeploy.compress.reconstruct import SAMPLES, TRIAL_SAMPLES, gains, reconstruct
 from xdeploy.compress.recover import Constrain, Setting, assign_once, fine_tune
 from xdeploy.compress.restore import behind, restore
 from xdeploy.compress.steps import steps_of
@@ -120,7 +120,7 @@ def compress(
     zeros = masks(pruned, plan, relevance)
     standing = zeros if steps.reconstruct else {}
     if steps.reconstruct and gains(model, zeros):
-        model = reconstruct(model, inputs(), rules, zeros)
+        model = reconstruct(model, inputs(), rules, zeros, SAMPLES if measure_steps else TRIAL_SAMPLES)
         log.step("reconstruct", FakeQuantModule(model), packed_bytes(model))
     constrain = partial(constraint_of, options=steps.ecq, rescore=rescore, relevance=relevance, standing=standing)
     if recover.epochs > 0 and train is not None:

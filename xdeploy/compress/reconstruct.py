@@ -37,8 +37,9 @@ from xdeploy.ranking import Mask
 
 NEAR_ENOUGH = 8  # bits, of which the nearest codes are taken
 SAMPLES = 512
+TRIAL_SAMPLES = 128  # while a plan is tried
 VALUES = 1 << 26  # of float32 in the largest tensor, over all samples: 256 MiB
-POSITIONS = 1 << 16  # of windows that a covariance is taken of
+POSITIONS = 1 << 14  # of windows that a covariance is taken of
 CHUNK = 1 << 12  # of them at once
 DAMPING = 0.01  # of the mean variance, added to all: few samples must not decide
 TINY = 1e-30  # for inputs that never change
@@ -53,7 +54,11 @@ def gains(model: CompressedModel, zeros: Mapping[str, Mask]) -> bool:
 
 @torch.no_grad()
 def reconstruct(
-    model: CompressedModel, inputs: Iterable[Tensor], rules: Rules, zeros: Mapping[str, Mask]
+    model: CompressedModel,
+    inputs: Iterable[Tensor],
+    rules: Rules,
+    zeros: Mapping[str, Mask],
+    samples: int = SAMPLES,
 ) -> CompressedModel:
     """The model with codes and biases chosen for its layers' outputs over a sample of inputs.
 
@@ -62,13 +67,14 @@ def reconstruct(
 
     Args:
         model: of codes that nearness chose; not changed.
-        inputs: batches (N, *input shape), of which the first SAMPLES samples at most are taken; at least one.
+        inputs: batches (N, *input shape), at least one.
         rules: what the integers keep to.
         zeros: layer -> True where the weight is zero and stays so (weight's shape); layers without are dense.
+        samples: of the inputs, how many are taken at most; fewer where a layer's values would not fit VALUES.
     """
     largest = max(int(np.prod(layer.shape)) for layer in model.network.layers)
     module = _Reconstruction(model, rules, zeros)
-    module(_first(inputs, min(SAMPLES, max(1, VALUES // largest))))
+    module(_first(inputs, min(samples, max(1, VALUES // largest))))
     return replace(model, weights=module.weights, network=Network(model.network.layers, module.params))
 
 
@@ -150,17 +156,19 @@ def windows(module: Conv | Dense, x: Tensor) -> Iterator[Tensor]:
 
 
 def _moments(module: Conv | Dense, x: Tensor) -> tuple[Float64, Float64]:
-    """Mean (groups, row) and covariance (groups, row, row) of `windows`."""
+    """Mean (groups, row) and covariance (groups, row, row) of `windows`, multiplied in float32 a chunk at a time."""
     groups, row = getattr(module, "groups", 1), module.weight[0].numel()
-    count, total = 0, torch.zeros(groups, row, dtype=torch.float64)
-    square = torch.zeros(groups, row, row, dtype=torch.float64)
+    count, total, square = 0, np.zeros((groups, row)), np.zeros((groups, row, row))
     for part in windows(module, x):
-        wide = part.double()
-        count += wide.shape[1]
-        total += wide.sum(1)
-        square += wide.transpose(1, 2) @ wide
+        count += part.shape[1]
+        total += part.sum(1, dtype=torch.float64).numpy()
+        if groups == 1:
+            values = part[0].numpy()
+            square[0] += values.T @ values  # of the same array: half the work
+        else:
+            square += (part.transpose(1, 2) @ part).numpy()
     mean = total / count
-    return mean.numpy(), (square / count - mean[:, :, None] * mean[:, None, :]).numpy()
+    return mean, square / count - mean[:, :, None] * mean[:, None, :]
 
 
 def _codes(weight: Float64, old: QuantisedWeight, module: Conv | Dense, x: Tensor, zero: Mask) -> tuple[Int8, Float64]:
