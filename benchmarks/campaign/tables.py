@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
@@ -11,7 +12,7 @@ from campaign.cells import KINDS, METHODS, RELEVANCE_DRIVEN, WORDS
 
 Row = Mapping[str, Any]
 AGREEMENT = ("pearson", "spearman", "top10")  # of relevance maps, as the report names them
-NEAR = 0.05  # points of accuracy within which two methods are called equal
+SURE = 1.96  # standard errors beyond which two accuracies are called different
 
 
 def has_figures(row: Row) -> bool:
@@ -56,6 +57,19 @@ def accuracy_of(group: Sequence[Row]) -> float:
     return fmean(r["accuracy"]["value"] for r in group)
 
 
+def noise_of(first: Sequence[Row], second: Sequence[Row]) -> float:
+    """Points that the accuracies of two groups may differ by for the choice of test images alone (SURE errors).
+
+    As if each group had images of its own, which they have not: the true noise is smaller, never larger.
+    """
+    variance = 0.0
+    for group in (first, second):
+        images = sum(r["accuracy"]["n"] for r in group)
+        share = sum(r["accuracy"]["value"] * r["accuracy"]["n"] for r in group) / (100.0 * images)
+        variance += share * (1.0 - share) / images
+    return 100.0 * SURE * math.sqrt(variance)
+
+
 def comparison(rows: Sequence[Row]) -> str:
     """One table for each network, kind and training; empty cells say why below it."""
     grouped = means(rows)
@@ -97,11 +111,14 @@ def _figures(group: Sequence[Row]) -> str:
 
 
 def verdicts(rows: Iterable[Row]) -> str:
-    """At every point the best method that explains the network beside the best one that does not."""
+    """At every point the best method that explains the network beside the best one that does not.
+
+    One of both is said to win only beyond what the number of test images can tell (`noise_of`).
+    """
     grouped = means(rows)
     lines = [
-        "| network | training | kind | point | best by relevance | best other | difference |",
-        "|---|---|---|---|---|---|---|",
+        "| network | training | kind | point | best by relevance | best other | difference | noise | verdict |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for network, tuned, kind, point in sorted({k[:4] for k in grouped}, key=lambda k: (k[0], k[1], k[2], -k[3])):
         of = {m: accuracy_of(grouped[network, tuned, kind, point, m]) for m in METHODS
@@ -111,10 +128,11 @@ def verdicts(rows: Iterable[Row]) -> str:
             continue
         best, rival = (max(names, key=lambda m: of[m]) for names in (ours, others))
         gap = of[best] - of[rival]
-        word = "equal" if abs(gap) < NEAR else "relevance wins" if gap > 0 else "relevance does not win"
+        noise = noise_of(*(grouped[network, tuned, kind, point, m] for m in (best, rival)))
+        word = "within noise" if abs(gap) <= noise else "relevance wins" if gap > 0 else "relevance does not win"
         cells = [
             network, "tuned" if tuned else "none", kind, f"{point:g}",
-            f"{best} {of[best]:.2f}", f"{rival} {of[rival]:.2f}", f"{gap:+.2f}: {word}",
+            f"{best} {of[best]:.2f}", f"{rival} {of[rival]:.2f}", f"{gap:+.2f}", f"{noise:.2f}", word,
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -205,7 +205,7 @@ def test_the_better_float_network_on_validation_data_is_compressed(
 def row_of(method: str, seed: int, accuracy: float, size: int, point: float = 0.5) -> dict[str, Any]:
     return {
         "id": f"{method}{seed}{point}", "network": "n", "kind": "weights", "method": method, "point": point,
-        "tuned": False, "seed": seed, "variant": "v", "accuracy": {"value": accuracy, "n": 10},
+        "tuned": False, "seed": seed, "variant": "v", "accuracy": {"value": accuracy, "n": 100},
         "coded_bytes": {"value": size},
     }  # fmt: skip
 
@@ -220,9 +220,25 @@ def test_tables_tell_means_spreads_reasons_and_who_wins() -> None:
     assert "No number: hessian: no such thing." in text
     lines = tables.verdicts(found).splitlines()[2:]
     assert lines == [
-        "| n | none | weights | 0.5 | lrp 91.00 | magnitude 95.00 | -4.00: relevance does not win |",
-        "| n | none | weights | 0.2 | ecqx 80.00 | magnitude 70.00 | +10.00: relevance wins |",
+        "| n | none | weights | 0.5 | lrp 91.00 | magnitude 95.00 | -4.00 | 5.83 | within noise |",
+        "| n | none | weights | 0.2 | ecqx 80.00 | magnitude 70.00 | +10.00 | 11.92 | within noise |",
     ]
+
+
+def test_a_win_is_more_than_the_choice_of_test_images_explains() -> None:
+    ours, other = ([row_of(m, seed, p, 50) for seed in (0, 1, 2)] for m, p in (("lrp", 80.0), ("magnitude", 70.0)))
+    noise = tables.noise_of(ours, other)
+    rng = np.random.default_rng(5)
+    drawn = [rng.binomial(300, p, 100_000) / 3.0 for p in (0.8, 0.7)]  # 300 images, percent
+    beyond = np.abs((drawn[0] - drawn[1]) - 10.0) > noise
+    assert 0.04 < beyond.mean() < 0.06  # one time in twenty
+    assert tables.verdicts([*ours, *other]).endswith(f"| +10.00 | {noise:.2f} | relevance wins |")
+    assert tables.verdicts([*row_pairs(ours, 60.0), *other]).endswith("| relevance does not win |")
+
+
+def row_pairs(rows: list[dict[str, Any]], accuracy: float) -> list[dict[str, Any]]:
+    """The same rows with another accuracy."""
+    return [r | {"accuracy": {"value": accuracy, "n": 100}} for r in rows]
 
 
 def test_charts_of_the_same_rows_have_the_same_bytes(tmp_path: Path) -> None:
