@@ -1,10 +1,10 @@
 """Host code beside other engines; writes results/host.json. (`aarch64_peers.py` does so for AArch64.)
 
-Int8 networks, one thread, batch 1, ours against OpenVINO, ONNX Runtime, LiteRT and ExecuTorch in interleaved rounds of
-one process (`pip install '.[peers]' executorch`), each peer on the fastest of its forms of the same network. Beside
-them the limit of this machine's multiplications at the feature level that runs, measured before and after; the share of
-it by layer; and what a C program sees: time from loading the library to the first output, peak memory. Rows are told
-apart by CPU.
+Int8 networks, and one of 4-bit codebooks, one thread, batch 1, ours against OpenVINO, ONNX Runtime, LiteRT and
+ExecuTorch in interleaved rounds of one process (`pip install '.[peers]' executorch`), each peer on the fastest of its
+forms of the same network. Beside them the limit of this machine's multiplications at the feature level that runs,
+measured before and after; the share of it by layer; and what a C program sees: time from loading the library to the
+first output, peak memory. Rows are told apart by CPU.
 
 Run: python benchmarks/host.py [--shared DIR] [--output DIR] [--only NAME ...] [--rounds N]
 Rows are written as they are finished; the others of an earlier run stay.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -50,12 +51,14 @@ ZOO = {
     "MobileNetV1 0.25, 96x96": ("mobilenet_v1_025", (3, 96, 96), 2),
     "MLP 735-512-512-256-256-128-128-12": ("mlp", (735,), 12),
     "VGG16": ("vgg16", (3, 32, 32), 10),
+    "VGG16, 4-bit codebooks": ("vgg16", (3, 32, 32), 10),
 }
+CODEBOOKS = ("VGG16, 4-bit codebooks",)  # of 16 entries in every layer; peers get the same weights as int8
 
 
 def request(name: str, shared: Path, output: Path, targets: tuple[str, ...]) -> Request:
-    """What a user would ask for: int8 weights everywhere."""
-    folder = output / name.split(" ")[0].lower()
+    """What a user would ask for: one format everywhere, int8 but for CODEBOOKS."""
+    folder = output / re.sub(r"\W+", "-", name.lower())
     if name in FILES:
         return Request(model=str(shared / "models" / FILES[name]), targets=targets, output=folder / "out")
     factory, shape, classes = ZOO[name]
@@ -63,7 +66,8 @@ def request(name: str, shared: Path, output: Path, targets: tuple[str, ...]) -> 
     rng, data = np.random.default_rng(0), folder / "random.npz"
     np.savez(data, x=rng.normal(size=(200, *shape)).astype(np.float32), y=np.arange(200) % classes)
     options = {
-        "plan.formats": ["int8"], "plan.max_drop": 100.0, "relevance.method": "magnitude", "bench.accuracy": False,
+        "plan.formats": ["c4s8" if name in CODEBOOKS else "int8"], "plan.max_drop": 100.0,
+        "relevance.method": "magnitude", "bench.accuracy": False,
     }  # fmt: skip
     recipe = Recipe().with_options(options)
     return Request(
