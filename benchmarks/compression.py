@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign import charts, tables
-from campaign.cells import KINDS, METHODS, POINTS, Options, Scale, Tuning, Variants, cell
+from campaign.cells import KINDS, METHODS, Options, Scale, Tuning, Variants, cell, points_of
 from campaign.networks import NETWORKS, Place, Ready
 from campaign.rows import Job, Results, key_of, measure, validation_of
 
@@ -102,7 +102,7 @@ def spots(seeds: Sequence[int] | None) -> Iterator[Spot]:
 
 def _spots_of(network: str, kind: str, tuned: bool, seed: int) -> Iterator[Spot]:
     _, methods, middle = TRAINED.get(network, (None, METHODS, False)) if tuned else (None, METHODS, False)
-    points = POINTS[kind][1:2] if middle else POINTS[kind]
+    points = points_of(network, kind)[1:2] if middle else points_of(network, kind)
     for method in METHODS:
         if method in methods:
             yield from (Spot(network, kind, method, point, tuned, seed) for point in points)
@@ -169,7 +169,7 @@ class Program:
         """The variant that is best on validation data at the middle point of seed 0, without training."""
         if len(found) == 1:
             return next(iter(found))
-        place, point = f"{item.network}/{item.kind}/{item.method}", POINTS[item.kind][1]
+        place, point = f"{item.network}/{item.kind}/{item.method}", points_of(item.network, item.kind)[1]
         middle = cell(item.method, item.kind, point, self._scale(item.network, 0))
         assert not isinstance(middle, str)
         ready = self._ready(item.network, 0)

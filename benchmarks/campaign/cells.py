@@ -32,6 +32,15 @@ POINTS: dict[str, tuple[float, ...]] = {
     "codebook": (4, 3, 2),
     "mixed": (4, 3, 2.5),
 }
+# where those tell no method from another: networks with many more weights than their task needs
+SMALLER: dict[str, dict[str, tuple[float, ...]]] = {
+    "spoken": {
+        "filters": (0.75, 0.5, 0.25),
+        "weights": (0.2, 0.1, 0.05),
+        "codebook": (3, 2, 1),
+        "mixed": (3, 2.5, 2.25),
+    }
+}
 WORDS = {"filters": "channels", "weights": "density", "codebook": "index bits", "mixed": "mean bits"}
 UNIFORM = ("int2", "int3", "int4", "int5", "int6", "int8")
 BOOKS = ("c1s8", "c2s8", "c3s8", "c4s8", "c5s8", "c6s8")
@@ -67,6 +76,11 @@ class Scale:
         low = int(bits)
         least = self.bytes(f"int{low}")
         return least if bits == low else round(least + (bits - low) * (self.bytes(f"int{low + 1}") - least))
+
+
+def points_of(network: str, kind: str) -> tuple[float, ...]:
+    """The operating points of a kind of compression on a network, the largest first."""
+    return SMALLER.get(network, POINTS)[kind]
 
 
 def cell(method: str, kind: str, point: float, scale: Scale) -> Cell:

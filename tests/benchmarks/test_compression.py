@@ -11,7 +11,7 @@ import compression
 import numpy as np
 import pytest
 from campaign import charts, rows, tables
-from campaign.cells import KINDS, METHODS, POINTS, Scale, Tuning, cell
+from campaign.cells import KINDS, METHODS, POINTS, SMALLER, Scale, Tuning, cell, points_of
 from campaign.networks import NETWORKS, Place, Ready
 from campaign.rows import Job, Results, changed, key_of
 
@@ -31,7 +31,7 @@ def recipe_of(options: dict[str, Any]) -> Recipe:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cell_is_recipes_or_a_reason(method: str, kind: str) -> None:
-    for point in POINTS[kind]:
+    for point in {p for points in (POINTS, *SMALLER.values()) for p in points[kind]}:
         found = cell(method, kind, point, SCALE)
         if isinstance(found, str):
             assert len(found) > 10
@@ -131,6 +131,8 @@ def test_ids_are_unique_and_chosen_by_pattern() -> None:
     assert len(set(ids)) == len(ids)
     chosen = [x.id for x in compression.selected(["methods/digits/weights/lamp/*/plain"], [7])]
     assert chosen == [f"methods/digits/weights/lamp/{p:g}/plain/7" for p in POINTS["weights"]]
+    chosen = [x.id for x in compression.selected(["methods/spoken/weights/lamp/*/tuned"], [0])]
+    assert chosen == [f"methods/spoken/weights/lamp/{points_of('spoken', 'weights')[1]:g}/tuned/0"]
     assert {x.id.split("/")[2] for x in compression.selected(["headline/digits"], [0])} >= {"ecqx", "soroush"}
 
 
