@@ -203,6 +203,17 @@ def test_the_better_float_network_on_validation_data_is_compressed(
     assert ready.weights == further
 
 
+@pytest.mark.parametrize(("epochs", "chosen"), [(7, "further"), (0, "given")])
+def test_validation_data_that_a_network_was_trained_on_do_not_choose_it(
+    epochs: int, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = Ready(NETWORKS["vgg16"], Place(tmp_path, tmp_path), 0, epochs)
+    monkeypatch.setattr(Ready, "_given_weights", tmp_path / "given")
+    ready.__dict__["further"] = tmp_path / "further"
+    ready.__dict__["baseline"] = {k: {"validation": v, "test": 0.0} for k, v in (("given", 94.5), ("further", 91.6))}
+    assert ready.weights == tmp_path / chosen
+
+
 # ------------------------------------------------------------------------------------------------------- tables
 def row_of(method: str, seed: int, accuracy: float, size: int, point: float = 0.5) -> dict[str, Any]:
     return {
